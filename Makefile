@@ -1,0 +1,63 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer; the first call sets everything up.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+OUT    ?= out/demo
+# Oldest diffusers that setup.cfg allows, and the releases of its own time that it needs.
+OLDEST := "diffusers==0.38.*"
+ARGS   ?=
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-all oldest check fix clean
+
+help:
+	@echo "make demo      draw three prompts of the embedded world: weak, strong, W2SD, side by side"
+	@echo "make test      the tests: CPU, no network, a few minutes (ARGS='-k levels' to choose)"
+	@echo "make test-all  also the slow tests, the notebooks and the oldest supported diffusers"
+	@echo "make check     lint, format, types        make fix    lint and format, repaired"
+
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"w2sdiff needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): a few minutes the first time, most of it torch."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/w2sdiff generate --compare --method w2sd --seed 0 --out $(OUT) \
+	    "a red circle" "a blue square left of a yellow triangle" "two green circles"
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# In this order, so that the last line is that of the default tests, which `make test` alone would print.
+test-all:
+	$(MAKE) oldest
+	$(MAKE) test-slow
+	$(MAKE) test
+
+# The engine against the oldest supported diffusers, laid over the installed one for this run only.
+oldest: .oldest/.ready
+	PYTHONPATH=.oldest $(BIN)/python -m pytest -m "not slow" tests/drivers tests/test_levels.py $(ARGS)
+
+.oldest/.ready: $(READY) Makefile
+	rm -rf .oldest
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .oldest $(OLDEST)
+	@touch $@
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+fix: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) .oldest build out *.egg-info .pytest_cache .mypy_cache .ruff_cache
