@@ -1,0 +1,321 @@
+"""W2SD and AutoGuidance by a second, independent mechanism: wrap, capture, and call again.
+
+w2sdiff re-runs the pipeline's own loop body. This file does the opposite: the pipeline's loop is left alone, its denoiser and
+``scheduler.step`` are wrapped, and inside ``step`` every role is recomputed by calling the denoiser again with the arguments
+the pipeline used, at other latents. Guidance is recombined by hand per family, LoRA weights go through diffusers'
+public ``set_adapters``, another prompt's conditioning is captured from a second call of the pipeline, and the noise levels are
+derived here from the schedulers' tables. Nothing of w2sdiff is imported. Where both mechanisms agree, neither is wrong by itself.
+
+It is exact, slow and narrow: text to image, one denoiser call per step or one per branch, no ControlNet.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["vp", "ve", "flow"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What is different while a role speaks; the default is the pipeline as called."""
+
+    guidance: float | None = None
+    lora: tuple[str, float] | None = None
+    module: nn.Module | None = None
+    prompt: Mapping[str, Any] | None = None  # call arguments of the other prompt, e.g. {"prompt": "a cat"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The facts of one pipeline family that a replay has to know."""
+
+    denoiser: str
+    sample: str  # the argument of the denoiser that holds the latents
+    layout: Literal["uncond first, one call", "cond first, two calls", "none"]
+    conditioning: tuple[str, ...]  # the arguments that another prompt changes
+    learned_sigma: bool = False
+    embedded_guidance: bool = False
+
+
+_UNET = "uncond first, one call"
+FAMILIES = {
+    "sd": Family("unet", "sample", _UNET, ("encoder_hidden_states",)),
+    "sdxl": Family("unet", "sample", _UNET, ("encoder_hidden_states", "added_cond_kwargs")),
+    "sd3": Family(
+        "transformer", "hidden_states", _UNET, ("encoder_hidden_states", "pooled_projections")
+    ),
+    "flux": Family(
+        "transformer",
+        "hidden_states",
+        "none",
+        ("encoder_hidden_states", "pooled_projections"),
+        embedded_guidance=True,
+    ),
+    "flux-true-cfg": Family(
+        "transformer",
+        "hidden_states",
+        "cond first, two calls",
+        ("encoder_hidden_states", "pooled_projections"),
+    ),
+    "pixart": Family(
+        "transformer",
+        "hidden_states",
+        _UNET,
+        ("encoder_hidden_states", "encoder_attention_mask"),
+        learned_sigma=True,
+    ),
+}
+
+
+# --- noise levels -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid:
+    """x = alpha[i] * x0 + sigma[i] * noise in the scheduler's own latents, i = 0 (noise) to n."""
+
+    kind: Kind
+    prediction: str
+    alpha: list[float]
+    sigma: list[float]
+
+    def split(self, x: Tensor, prediction: Tensor, at: int) -> tuple[Tensor, Tensor]:
+        """The (x0, noise) that a prediction for x at level `at` stands for, in float64."""
+        x, m = x.double(), prediction.double()
+        a, s = self.alpha[at], self.sigma[at]
+        if self.kind == "flow":  # dx/dsigma = noise - x0
+            return x - s * m, x + (1 - s) * m
+        if self.prediction == "epsilon":
+            return (x - s * m) / a, m
+        if self.prediction == "sample":
+            return m, (x - a * m) / s
+        # v = cos * noise - sin * x0 with (cos, sin) the normalised level: it is defined on variance-preserving latents
+        r = math.hypot(a, s)
+        cos, sin = a / r, s / r
+        return cos * (x / r) - sin * m, sin * (x / r) + cos * m
+
+    def move(self, x: Tensor, prediction: Tensor, *, at: int, to: int) -> Tensor:
+        """x carried from one level to another along (x0, noise)."""
+        x0, noise = self.split(x, prediction, at)
+        return (self.alpha[to] * x0 + self.sigma[to] * noise).to(x.dtype)
+
+    def network_input(self, x: Tensor, at: int) -> Tensor:
+        """What the network is shown for x: sigma-type latents are scaled to unit variance *at their own level*."""
+        return x / math.sqrt(self.sigma[at] ** 2 + 1) if self.kind == "ve" else x
+
+
+def grid(scheduler: Any) -> Grid:
+    """The levels of a scheduler whose timesteps are set."""
+    name = type(scheduler).__name__
+    prediction = getattr(scheduler.config, "prediction_type", "flow")
+    if name.startswith("FlowMatch"):
+        s = scheduler.sigmas.double().tolist()
+        return Grid("flow", "flow", [1 - v for v in s], s)
+    if name in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"):
+        s = scheduler.sigmas.double().tolist()
+        return Grid("ve", prediction, [1.0] * len(s), s)
+    if name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"):
+        s = scheduler.sigmas.double().tolist()
+        return Grid("vp", prediction, [(1 + v * v) ** -0.5 for v in s], [v * (1 + v * v) ** -0.5 for v in s])
+    if name == "DDIMScheduler":
+        table = scheduler.alphas_cumprod.double().tolist()
+        t = [int(v) for v in scheduler.timesteps]
+        last = t[-1] - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        kept = [table[v] for v in t] + [table[last] if last >= 0 else float(scheduler.final_alpha_cumprod)]
+        return Grid("vp", prediction, [v**0.5 for v in kept], [(1 - v) ** 0.5 for v in kept])
+    raise NotImplementedError(f"the replay has no levels for {name}")
+
+
+# --- the pipeline, wrapped --------------------------------------------------------------------------------------------
+
+
+def replay(
+    pipe: Any,
+    family: str,
+    call: Mapping[str, Any],
+    *,
+    strong: Role = Role(),
+    weak: Role = Role(),
+    base: Role = Role(),
+    method: Literal["w2sd", "autoguidance", "autoguidance with base"] = "w2sd",
+    times: int = 1,
+    scale: float = 2.0,
+    reference: bool = False,
+    reflect: Callable[[int, int], bool] = lambda i, n: i < n - 1,
+) -> Tensor:
+    """The final latents of `method` on ``pipe(**call)``.
+
+    Args:
+        pipe: A tiny pipeline; it is left as it was.
+        family: A key of `FAMILIES`.
+        call: The arguments of the call; a generator in it is used up.
+        strong, weak, base: The roles.
+        method: W2SD, or AutoGuidance as ``lerp(weak, strong, scale)``, or ``base + (scale - 1) * (strong - weak)``.
+        times: Reflections per step.
+        scale: AutoGuidance's scale.
+        reference: Invert with the published code's coefficients, one level off.
+        reflect: Which of the n steps are reflected.
+    """
+    spec = FAMILIES[family]
+    others = {id(r): _conditioning(pipe, spec, call, r.prompt) for r in (strong, weak, base) if r.prompt}
+    wrapped = _Wrapped(pipe, spec, call, others)
+
+    def step(x: Tensor, i: int, n: int, levels: Grid, as_called: Tensor) -> tuple[Tensor, Tensor]:
+        if method == "autoguidance":
+            return x, torch.lerp(wrapped.ask(weak, x, i), wrapped.ask(strong, x, i), scale)
+        if method == "autoguidance with base":
+            gap = wrapped.ask(strong, x, i) - wrapped.ask(weak, x, i)
+            return x, wrapped.ask(base, x, i) + (scale - 1) * gap
+        if not reflect(i, n):
+            return x, wrapped.ask(base, x, i)
+        for _ in range(times):
+            down = levels.move(x, wrapped.ask(strong, x, i), at=i, to=i + 1)
+            back = wrapped.ask(weak, down, i + 1)
+            shift = int(reference)
+            x = levels.move(down, back, at=i + 1 + shift, to=i + shift)
+        return x, wrapped.ask(base, x, i)
+
+    with wrapped.installed(step), torch.no_grad():
+        return pipe(**call).images
+
+
+class _Wrapped:
+    """The pipeline with its denoiser's forward and its scheduler's step wrapped on the instances."""
+
+    def __init__(
+        self, pipe: Any, spec: Family, call: Mapping[str, Any], others: Mapping[int, list[dict[str, Any]]]
+    ) -> None:
+        self.pipe, self.spec, self.call, self.others = pipe, spec, call, others
+        self.denoiser = getattr(pipe, spec.denoiser)
+        self.forward = self.denoiser.forward
+        self.signature = inspect.signature(self.forward)
+        self.captured: list[dict[str, Any]] = []
+        self.answers: list[Tensor] = []
+        self.levels: Grid | None = None
+        self.index = 0
+
+    @contextmanager
+    def installed(self, step: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
+        scheduler = self.pipe.scheduler
+        real_step = scheduler.step
+
+        def capture(*args: Any, **kwargs: Any) -> Any:
+            self.captured.append(dict(self.signature.bind(*args, **kwargs).arguments))
+            out = self.forward(*args, **kwargs)
+            self.answers.append(out[0])
+            return out
+
+        def routed(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.levels is None:
+                self.levels = grid(scheduler)
+            # the recombination by hand must reproduce what the pipeline made of the same outputs: no silent mis-recombination
+            mine = self.combine(self.answers, self.call_guidance())
+            torch.testing.assert_close(mine, model_output, rtol=1e-6, atol=1e-5)
+            x, prediction = step(sample, self.index, len(scheduler.timesteps), self.levels, model_output)
+            self.captured, self.answers = [], []
+            self.index += 1
+            return real_step(prediction, timestep, x, *args, **kwargs)
+
+        # `functools.wraps` would not do: pipelines probe the signature of `step` for eta and generator
+        routed.__signature__ = inspect.signature(real_step)  # type: ignore[attr-defined]
+        self.denoiser.forward, scheduler.step = capture, routed
+        try:
+            yield
+        finally:
+            del self.denoiser.forward, scheduler.step
+
+    def call_guidance(self) -> float:
+        name = "true_cfg_scale" if self.spec.layout == "cond first, two calls" else "guidance_scale"
+        return float(self.call.get(name, 1.0))
+
+    def ask(self, role: Role, x: Tensor, at: int) -> Tensor:
+        """The guided prediction of a role for x at level `at`, told this step's timestep."""
+        assert self.levels is not None
+        shown = self.levels.network_input(x, at)
+        guidance = self.call_guidance() if role.guidance is None else role.guidance
+        outputs = []
+        with ExitStack() as stack:
+            if role.lora is not None:
+                stack.enter_context(_adapter(self.denoiser, *role.lora))
+            forward = self.forward if role.module is None else role.module.forward
+            for k, kwargs in enumerate(self.captured):
+                kwargs = dict(kwargs)
+                copies = kwargs[self.spec.sample].shape[0] // x.shape[0]
+                kwargs[self.spec.sample] = torch.cat([shown] * copies)
+                if role.prompt is not None:
+                    kwargs |= {key: self.others[id(role)][k][key] for key in self.spec.conditioning}
+                if self.spec.embedded_guidance and role.guidance is not None:
+                    kwargs["guidance"] = torch.full_like(kwargs["guidance"], role.guidance)
+                outputs.append(forward(**kwargs)[0])
+        return self.combine(outputs, guidance)
+
+    def combine(self, outputs: list[Tensor], guidance: float) -> Tensor:
+        """Classifier-free guidance by hand."""
+        if self.spec.layout == "none":
+            mixed = outputs[0]
+        elif self.spec.layout == "cond first, two calls":
+            c, u = outputs
+            mixed = u + guidance * (c - u)
+        else:
+            u, c = outputs[0].chunk(2)
+            mixed = u + guidance * (c - u)
+            if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
+                over = tuple(range(1, c.ndim))
+                mixed = phi * mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True) + (1 - phi) * mixed
+        return mixed.chunk(2, dim=1)[0] if self.spec.learned_sigma else mixed
+
+
+@contextmanager
+def _adapter(denoiser: Any, name: str, weight: float) -> Iterator[None]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    before = {
+        layer: layer.scaling[name] for layer in denoiser.modules()
+        if isinstance(layer, BaseTunerLayer) and name in layer.scaling
+    }
+    denoiser.set_adapters(name, weight)
+    try:
+        yield
+    finally:
+        for layer, scaling in before.items():
+            layer.scaling[name] = scaling
+
+
+class _Captured(Exception):
+    """Leaves the pipeline once its first step has said what it tells the denoiser."""
+
+
+def _conditioning(
+    pipe: Any, spec: Family, call: Mapping[str, Any], prompt: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The denoiser arguments of the first step of the same call with another prompt, one entry per denoiser call."""
+    denoiser, seen = getattr(pipe, spec.denoiser), []
+    signature, forward = inspect.signature(denoiser.forward), denoiser.forward
+
+    def capture(*args: Any, **kwargs: Any) -> Any:
+        seen.append(dict(signature.bind(*args, **kwargs).arguments))
+        return forward(*args, **kwargs)
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise _Captured
+
+    stop.__signature__ = inspect.signature(pipe.scheduler.step)  # type: ignore[attr-defined]
+    denoiser.forward, pipe.scheduler.step = capture, stop
+    fresh = {"generator": torch.Generator().manual_seed(0)} if "generator" in call else {}
+    try:
+        with torch.no_grad():
+            pipe(**{**call, **prompt, **fresh})
+    except _Captured:
+        return seen
+    finally:
+        del denoiser.forward, pipe.scheduler.step
+    raise AssertionError("the pipeline never called scheduler.step")
