@@ -1,17 +1,22 @@
-"""The errors that w2sdiff raises on purpose."""
+"""The exceptions of w2sdiff.
+
+    W2SDiffError
+    +-- InputError (also a ValueError)    what the user asked for is wrong; says what was expected
+    +-- UnsupportedError                  this pipeline, scheduler or adapter cannot do what was asked
+
+The command line prints either as one line and leaves with exit code 2.
+"""
 
 from __future__ import annotations
 
-__all__ = ["InputError", "UnsupportedError", "W2SDiffError"]
-
 
 class W2SDiffError(Exception):
-    """Base class of every error that w2sdiff raises on purpose."""
+    """Base of every exception that w2sdiff raises on purpose."""
 
 
 class InputError(W2SDiffError, ValueError):
-    """The user's input is wrong; the message says what was expected and what came."""
+    """A value given by the user is wrong: the message says what was expected, what came, what to do."""
 
 
 class UnsupportedError(W2SDiffError):
-    """The pipeline, scheduler or adapter at hand cannot do what was asked."""
+    """The request is sound but this pipeline, scheduler or adapter cannot carry it out."""
