@@ -31,7 +31,9 @@ class Role:
     guidance: float | None = None
     lora: tuple[str, float] | None = None
     module: nn.Module | None = None
-    prompt: Mapping[str, Any] | None = None  # call arguments of the other prompt, e.g. {"prompt": "a cat"}
+    prompt: Mapping[str, Any] | None = (
+        None  # call arguments of the other prompt, e.g. {"prompt": "a cat"}
+    )
 
 
 @dataclass(frozen=True)
@@ -120,17 +122,25 @@ def grid(scheduler: Any) -> Grid:
     if name.startswith("FlowMatch"):
         s = scheduler.sigmas.double().tolist()
         return Grid("flow", "flow", [1 - v for v in s], s)
-    if name in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"):
+    if name in (
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "LMSDiscreteScheduler",
+    ):
         s = scheduler.sigmas.double().tolist()
         return Grid("ve", prediction, [1.0] * len(s), s)
     if name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"):
         s = scheduler.sigmas.double().tolist()
-        return Grid("vp", prediction, [(1 + v * v) ** -0.5 for v in s], [v * (1 + v * v) ** -0.5 for v in s])
+        return Grid(
+            "vp", prediction, [(1 + v * v) ** -0.5 for v in s], [v * (1 + v * v) ** -0.5 for v in s]
+        )
     if name == "DDIMScheduler":
         table = scheduler.alphas_cumprod.double().tolist()
         t = [int(v) for v in scheduler.timesteps]
         last = t[-1] - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-        kept = [table[v] for v in t] + [table[last] if last >= 0 else float(scheduler.final_alpha_cumprod)]
+        kept = [table[v] for v in t] + [
+            table[last] if last >= 0 else float(scheduler.final_alpha_cumprod)
+        ]
         return Grid("vp", prediction, [v**0.5 for v in kept], [(1 - v) ** 0.5 for v in kept])
     raise NotImplementedError(f"the replay has no levels for {name}")
 
@@ -166,7 +176,9 @@ def replay(
         reflect: Which of the n steps are reflected.
     """
     spec = FAMILIES[family]
-    others = {id(r): _conditioning(pipe, spec, call, r.prompt) for r in (strong, weak, base) if r.prompt}
+    others = {
+        id(r): _conditioning(pipe, spec, call, r.prompt) for r in (strong, weak, base) if r.prompt
+    }
     wrapped = _Wrapped(pipe, spec, call, others)
 
     def step(x: Tensor, i: int, n: int, levels: Grid, as_called: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +204,11 @@ class _Wrapped:
     """The pipeline with its denoiser's forward and its scheduler's step wrapped on the instances."""
 
     def __init__(
-        self, pipe: Any, spec: Family, call: Mapping[str, Any], others: Mapping[int, list[dict[str, Any]]]
+        self,
+        pipe: Any,
+        spec: Family,
+        call: Mapping[str, Any],
+        others: Mapping[int, list[dict[str, Any]]],
     ) -> None:
         self.pipe, self.spec, self.call, self.others = pipe, spec, call, others
         self.denoiser = getattr(pipe, spec.denoiser)
@@ -214,13 +230,17 @@ class _Wrapped:
             self.answers.append(out[0])
             return out
 
-        def routed(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def routed(
+            model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
             if self.levels is None:
                 self.levels = grid(scheduler)
             # the recombination by hand must reproduce what the pipeline made of the same outputs: no silent mis-recombination
             mine = self.combine(self.answers, self.call_guidance())
             torch.testing.assert_close(mine, model_output, rtol=1e-6, atol=1e-5)
-            x, prediction = step(sample, self.index, len(scheduler.timesteps), self.levels, model_output)
+            x, prediction = step(
+                sample, self.index, len(scheduler.timesteps), self.levels, model_output
+            )
             self.captured, self.answers = [], []
             self.index += 1
             return real_step(prediction, timestep, x, *args, **kwargs)
@@ -270,7 +290,10 @@ class _Wrapped:
             mixed = u + guidance * (c - u)
             if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
                 over = tuple(range(1, c.ndim))
-                mixed = phi * mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True) + (1 - phi) * mixed
+                mixed = (
+                    phi * mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
+                    + (1 - phi) * mixed
+                )
         return mixed.chunk(2, dim=1)[0] if self.spec.learned_sigma else mixed
 
 
@@ -279,7 +302,8 @@ def _adapter(denoiser: Any, name: str, weight: float) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     before = {
-        layer: layer.scaling[name] for layer in denoiser.modules()
+        layer: layer.scaling[name]
+        for layer in denoiser.modules()
         if isinstance(layer, BaseTunerLayer) and name in layer.scaling
     }
     denoiser.set_adapters(name, weight)

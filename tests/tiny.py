@@ -52,7 +52,11 @@ def call_kwargs(family: str, *, steps: int = 4, seed: int = 0, **changes: Any) -
     if family == "flux-true-cfg":
         kwargs |= {"true_cfg_scale": 4.0, "negative_prompt": NEGATIVE}
     if family == "pixart":
-        kwargs |= {"max_sequence_length": 48, "use_resolution_binning": False, "clean_caption": False}
+        kwargs |= {
+            "max_sequence_length": 48,
+            "use_resolution_binning": False,
+            "clean_caption": False,
+        }
     return kwargs | changes
 
 
@@ -81,7 +85,9 @@ def build_denoiser(family: str, seed: int = 1) -> nn.Module:
 # --- LoRA -------------------------------------------------------------------------------------------------------------
 
 
-def lora_file(pipe: Any, family: str, folder: Path, *, seed: int = 0, rank: int = 2, strength: float = 0.5) -> Path:
+def lora_file(
+    pipe: Any, family: str, folder: Path, *, seed: int = 0, rank: int = 2, strength: float = 0.5
+) -> Path:
     """Write a random LoRA for every attention projection of the denoiser, in the format of diffusers, and return the file."""
     from safetensors.torch import save_file
 
@@ -90,7 +96,10 @@ def lora_file(pipe: Any, family: str, folder: Path, *, seed: int = 0, rank: int 
     state = {}
     for name, module in denoiser(pipe, family).named_modules():
         if isinstance(module, nn.Linear) and name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
-            down = torch.randn(rank, module.in_features, generator=generator) * module.in_features**-0.5
+            down = (
+                torch.randn(rank, module.in_features, generator=generator)
+                * module.in_features**-0.5
+            )
             up = torch.randn(module.out_features, rank, generator=generator) * rank**-0.5
             state[f"{prefix}.{name}.lora_A.weight"] = down
             state[f"{prefix}.{name}.lora_B.weight"] = strength * up
@@ -175,9 +184,15 @@ def t5_tokenizer() -> Any:
     inner = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
     )
 
 
@@ -293,7 +308,11 @@ def _sdxl(seed: int) -> Any:
 
 
 def _sd3(seed: int) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
 
     transformer = SD3Transformer2DModel(
         sample_size=8,
