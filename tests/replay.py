@@ -1,12 +1,15 @@
 """W2SD and AutoGuidance by a second, independent mechanism: wrap, capture, and call again.
 
-w2sdiff re-runs the pipeline's own loop body. This file does the opposite: the pipeline's loop is left alone, its denoiser and
-``scheduler.step`` are wrapped, and inside ``step`` every role is recomputed by calling the denoiser again with the arguments
-the pipeline used, at other latents. Guidance is recombined by hand per family, LoRA weights go through diffusers'
-public ``set_adapters``, another prompt's conditioning is captured from a second call of the pipeline, and the noise levels are
-derived here from the schedulers' tables. Nothing of w2sdiff is imported. Where both mechanisms agree, neither is wrong by itself.
+w2sdiff re-runs the pipeline's own loop body. This file does the opposite: the pipeline's loop is
+left alone, its denoiser and ``scheduler.step`` are wrapped, and inside ``step`` every role is
+recomputed by calling the denoiser again with the arguments the pipeline used, at other latents.
+Guidance is recombined by hand per family, LoRA weights go through diffusers' public
+``set_adapters``, another prompt's conditioning is captured from a second call of the pipeline, and
+the noise levels are derived here from the schedulers' tables. Nothing of w2sdiff is imported. Where
+both mechanisms agree, neither is wrong by itself.
 
-It is exact, slow and narrow: text to image, one denoiser call per step or one per branch, no ControlNet.
+It is exact, slow and narrow: text to image, one denoiser call per step or one per branch, no
+ControlNet.
 """
 
 from __future__ import annotations
@@ -78,7 +81,7 @@ FAMILIES = {
 }
 
 
-# --- noise levels -----------------------------------------------------------------------------------------------------
+# --- noise levels ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Grid:
             return (x - s * m) / a, m
         if self.prediction == "sample":
             return m, (x - a * m) / s
-        # v = cos * noise - sin * x0 with (cos, sin) the normalised level: it is defined on variance-preserving latents
+        # v = cos * noise - sin * x0, with (cos, sin) the level normalised to unit variance
         r = math.hypot(a, s)
         cos, sin = a / r, s / r
         return cos * (x / r) - sin * m, sin * (x / r) + cos * m
@@ -111,7 +114,9 @@ class Grid:
         return (self.alpha[to] * x0 + self.sigma[to] * noise).to(x.dtype)
 
     def network_input(self, x: Tensor, at: int) -> Tensor:
-        """What the network is shown for x: sigma-type latents are scaled to unit variance *at their own level*."""
+        """What the network is shown for x: sigma-type latents are scaled to unit variance *at their
+        own level*.
+        """
         return x / math.sqrt(self.sigma[at] ** 2 + 1) if self.kind == "ve" else x
 
 
@@ -145,7 +150,7 @@ def grid(scheduler: Any) -> Grid:
     raise NotImplementedError(f"the replay has no levels for {name}")
 
 
-# --- the pipeline, wrapped --------------------------------------------------------------------------------------------
+# --- the pipeline, wrapped ------------------------------------------------------------------------
 
 
 def replay(
@@ -165,15 +170,12 @@ def replay(
     """The final latents of `method` on ``pipe(**call)``.
 
     Args:
-        pipe: A tiny pipeline; it is left as it was.
-        family: A key of `FAMILIES`.
-        call: The arguments of the call; a generator in it is used up.
-        strong, weak, base: The roles.
-        method: W2SD, or AutoGuidance as ``lerp(weak, strong, scale)``, or ``base + (scale - 1) * (strong - weak)``.
-        times: Reflections per step.
-        scale: AutoGuidance's scale.
-        reference: Invert with the published code's coefficients, one level off.
-        reflect: Which of the n steps are reflected.
+        pipe: A tiny pipeline; it is left as it was. family: A key of `FAMILIES`. call: The
+        arguments of the call; a generator in it is used up. strong, weak, base: The roles. method:
+        W2SD, or AutoGuidance as ``lerp(weak, strong, scale)``, or ``base + (scale - 1) * (strong -
+        weak)``. times: Reflections per step. scale: AutoGuidance's scale. reference: Invert with
+        the published code's coefficients, one level off. reflect: Which of the n steps are
+        reflected.
     """
     spec = FAMILIES[family]
     others = {
@@ -235,7 +237,7 @@ class _Wrapped:
         ) -> Any:
             if self.levels is None:
                 self.levels = grid(scheduler)
-            # the recombination by hand must reproduce what the pipeline made of the same outputs: no silent mis-recombination
+            # recombining by hand must give what the pipeline made of the same outputs
             mine = self.combine(self.answers, self.call_guidance())
             torch.testing.assert_close(mine, model_output, rtol=1e-6, atol=1e-5)
             x, prediction = step(
@@ -245,7 +247,7 @@ class _Wrapped:
             self.index += 1
             return real_step(prediction, timestep, x, *args, **kwargs)
 
-        # `functools.wraps` would not do: pipelines probe the signature of `step` for eta and generator
+        # pipelines probe the signature of `step` for eta and generator
         routed.__signature__ = inspect.signature(real_step)  # type: ignore[attr-defined]
         self.denoiser.forward, scheduler.step = capture, routed
         try:
@@ -314,14 +316,16 @@ def _adapter(denoiser: Any, name: str, weight: float) -> Iterator[None]:
             layer.scaling[name] = scaling
 
 
-class _Captured(Exception):
+class _CapturedError(Exception):
     """Leaves the pipeline once its first step has said what it tells the denoiser."""
 
 
 def _conditioning(
     pipe: Any, spec: Family, call: Mapping[str, Any], prompt: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The denoiser arguments of the first step of the same call with another prompt, one entry per denoiser call."""
+    """The denoiser arguments of the first step of the same call with another prompt, one entry per
+    denoiser call.
+    """
     denoiser, seen = getattr(pipe, spec.denoiser), []
     signature, forward = inspect.signature(denoiser.forward), denoiser.forward
 
@@ -330,7 +334,7 @@ def _conditioning(
         return forward(*args, **kwargs)
 
     def stop(*_: Any, **__: Any) -> Any:
-        raise _Captured
+        raise _CapturedError
 
     stop.__signature__ = inspect.signature(pipe.scheduler.step)  # type: ignore[attr-defined]
     denoiser.forward, pipe.scheduler.step = capture, stop
@@ -338,7 +342,7 @@ def _conditioning(
     try:
         with torch.no_grad():
             pipe(**{**call, **prompt, **fresh})
-    except _Captured:
+    except _CapturedError:
         return seen
     finally:
         del denoiser.forward, pipe.scheduler.step

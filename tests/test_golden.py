@@ -1,7 +1,9 @@
-"""Numbers of the published W2SD implementation, reproduced through `attach` on a stock SDXL pipeline.
+"""Numbers of the published W2SD implementation, reproduced through `attach` on a stock SDXL
+pipeline.
 
-The tensors were produced by the authors' own code on a tiny random UNet. They stand beside the repository, not in it; where
-they are missing these tests are skipped, and `test_closed_form.py` still pins W2SD against plain torch.
+The tensors were produced by the authors' own code on a tiny random UNet. They stand beside the
+repository, not in it; where they are missing these tests are skipped, and `test_closed_form.py`
+still pins W2SD against plain torch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Tiny REAL diffusers pipelines with random weights: no hub, no download, well under a second each.
 
-``build(family)`` gives a stock pipeline with its own text encoders and byte-level tokenizers, so ``pipe("a prompt")`` works;
-``call_kwargs(family)`` gives arguments for a fast, deterministic call that returns latents. Weights are drawn from a
-generator of their own (the global random state is untouched), *every* parameter of the denoiser included: diffusers
-zero-initialises output layers and gives norms the identity, and on such a network guidance, prompts and LoRAs would do
-nothing, so a test could not fail.
+``build(family)`` gives a stock pipeline with its own text encoders and byte-level tokenizers, so
+``pipe("a prompt")`` works; ``call_kwargs(family)`` gives arguments for a fast, deterministic call
+that returns latents. Weights are drawn from a generator of their own (the global random state is
+untouched), *every* parameter of the denoiser included: diffusers zero-initialises output layers and
+gives norms the identity, and on such a network guidance, prompts and LoRAs would do nothing, so a
+test could not fail.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any
 
 
 def call_kwargs(family: str, *, steps: int = 4, seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """Arguments for ``pipe(**call_kwargs(family))``: latents out, a fresh generator each time; `changes` win."""
+    """Arguments for ``pipe(**call_kwargs(family))``: latents out, a fresh generator each time;
+    `changes` win.
+    """
     kwargs: dict[str, Any] = {
         "prompt": PROMPT,
         "height": 16,
@@ -77,18 +80,22 @@ def denoiser(pipe: Any, family: str) -> nn.Module:
 
 
 def build_denoiser(family: str, seed: int = 1) -> nn.Module:
-    """Another denoiser of the same architecture with other weights: the other half of a checkpoint pair."""
+    """Another denoiser of the same architecture with other weights: the other half of a checkpoint
+    pair.
+    """
     with _private_randomness(seed):
         return denoiser(_BUILDERS[family](seed), family)
 
 
-# --- LoRA -------------------------------------------------------------------------------------------------------------
+# --- LoRA -----------------------------------------------------------------------------------------
 
 
 def lora_file(
     pipe: Any, family: str, folder: Path, *, seed: int = 0, rank: int = 2, strength: float = 0.5
 ) -> Path:
-    """Write a random LoRA for every attention projection of the denoiser, in the format of diffusers, and return the file."""
+    """Write a random LoRA for every attention projection of the denoiser, in the format of
+    diffusers, and return the file.
+    """
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(seed + 1000)
@@ -116,7 +123,7 @@ def add_lora(pipe: Any, family: str, folder: Path, name: str = "style", **settin
     return file
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -127,7 +134,9 @@ def _private_randomness(seed: int) -> Iterator[None]:
 
 
 def randomise(module: nn.Module, seed: int, gain: float = 1.0) -> nn.Module:
-    """Give every parameter a non-trivial value: matrices keep the variance of their input, norms are not the identity."""
+    """Give every parameter a non-trivial value: matrices keep the variance of their input, norms
+    are not the identity.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -143,7 +152,7 @@ def randomise(module: nn.Module, seed: int, gain: float = 1.0) -> nn.Module:
     return module.eval()
 
 
-# --- tokenizers and text encoders -------------------------------------------------------------------------------------
+# --- tokenizers and text encoders -----------------------------------------------------------------
 
 
 @cache
@@ -155,7 +164,9 @@ def _byte_symbols() -> tuple[str, ...]:
 
 @cache
 def _clip_tokenizer_folder() -> tempfile.TemporaryDirectory[str]:
-    """A byte-level CLIP vocabulary without merges, as the files a checkpoint has: kept until the interpreter ends."""
+    """A byte-level CLIP vocabulary without merges, as the files a checkpoint has: kept until the
+    interpreter ends.
+    """
     folder = tempfile.TemporaryDirectory(prefix="tiny-clip-")
     symbols = [*_byte_symbols(), *(s + "</w>" for s in _byte_symbols())]
     vocab = {s: i for i, s in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
@@ -232,7 +243,9 @@ def t5_encoder(seed: int, width: int = 32) -> Any:
 
 
 def vae(seed: int, latent_channels: int = 4, *, flow: bool = False) -> Any:
-    """A two-level AutoencoderKL (scale factor 2); the flow families have no quantising convolutions and a shift."""
+    """A two-level AutoencoderKL (scale factor 2); the flow families have no quantising convolutions
+    and a shift.
+    """
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL(
@@ -249,7 +262,7 @@ def vae(seed: int, latent_channels: int = 4, *, flow: bool = False) -> Any:
     return randomise(model, seed)
 
 
-# --- the families -----------------------------------------------------------------------------------------------------
+# --- the families ---------------------------------------------------------------------------------
 
 
 def _unet(seed: int, **settings: Any) -> Any:
