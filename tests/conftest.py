@@ -6,8 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
-# Before anything imports torch or the hub client: they read these once. One thread, because the networks
-# here are tiny and because sums then have one order. `custom_pipeline` copies files to the modules folder.
+# Before anything imports torch or the hub client: they read these once. One thread, because the
+# networks here are tiny and because sums then have one order. The modules folder is where diffusers
+# copies the files of `custom_pipeline=`.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="w2sdiff-modules-")
