@@ -24,6 +24,12 @@ from torch import Tensor, nn
 PROMPT = "a red circle left of a blue square"
 NEGATIVE = "blurry"
 FAMILIES = ("sd", "sdxl", "sd3", "flux", "flux-true-cfg", "pixart")
+SD_NOISE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 
 def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
@@ -287,7 +293,7 @@ def _sd(seed: int) -> Any:
         text_encoder=clip_encoder(seed),
         tokenizer=clip_tokenizer(),
         unet=_unet(seed, cross_attention_dim=32, attention_head_dim=2),
-        scheduler=DDIMScheduler(**_SD_NOISE, clip_sample=False, set_alpha_to_one=False),
+        scheduler=DDIMScheduler(**SD_NOISE, clip_sample=False, set_alpha_to_one=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -314,7 +320,7 @@ def _sdxl(seed: int) -> Any:
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         unet=unet,
-        scheduler=EulerDiscreteScheduler(**_SD_NOISE, timestep_spacing="leading"),
+        scheduler=EulerDiscreteScheduler(**SD_NOISE, timestep_spacing="leading"),
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )
@@ -400,16 +406,9 @@ def _pixart(seed: int) -> Any:
         text_encoder=t5_encoder(seed),
         vae=vae(seed),
         transformer=randomise(transformer, seed),
-        scheduler=DPMSolverMultistepScheduler(**_SD_NOISE),
+        scheduler=DPMSolverMultistepScheduler(**SD_NOISE),
     )
 
-
-_SD_NOISE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-}
 
 _BUILDERS: dict[str, Callable[[int], Any]] = {
     "sd": _sd,
