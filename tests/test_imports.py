@@ -51,7 +51,7 @@ def parse(module: str) -> ast.Module:
 
 
 def imported(nodes: list[ast.AST]) -> Iterator[str]:
-    """Dotted names that these nodes import; of `from a import b`, `a.b` where that is our module."""
+    """Dotted names that these nodes import; for `from a import b`, `a.b` if that is a module."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

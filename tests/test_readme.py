@@ -1,0 +1,89 @@
+"""The README and its neighbours tell the truth: blocks run, costs are right, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import w2sdiff
+
+REPO = Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "pipelines/README.md"]
+DOWNLOAD = "# needs a download"  # first line of a block that is compiled but cannot run offline
+
+
+def python_blocks(page: str) -> list[str]:
+    text = (REPO / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_readme_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    ran = 0
+    for number, block in enumerate(python_blocks("README.md")):
+        code = compile(block, f"README.md block {number}", "exec")
+        if not block.startswith(DOWNLOAD):
+            exec(code, names)
+            ran += 1
+    assert ran >= 3
+    assert (tmp_path / "red_circle.png").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_compile(page: str) -> None:
+    for number, block in enumerate(python_blocks(page)):
+        compile(block, f"{page} block {number}", "exec")
+
+
+def costs() -> list[tuple[str, int]]:
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- costs")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(.+)` \| (\d+) \|$", table, flags=re.MULTILINE)
+    return [(expression.replace(r"\|", "|"), int(cost)) for expression, cost in rows]
+
+
+@pytest.mark.parametrize(("expression", "cost"), costs())
+def test_printed_costs_are_what_methods_say(
+    expression: str, cost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weak").mkdir()
+    monkeypatch.chdir(tmp_path)
+    method = eval(expression, {name: getattr(w2sdiff, name) for name in w2sdiff.__all__})
+    assert method.cost(num_inference_steps=50, guidance_scale=5.5) == cost
+
+
+def test_every_public_method_and_edit_is_in_the_readme() -> None:
+    from w2sdiff.edits import EDITS
+    from w2sdiff.methods import METHODS
+
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    assert len(costs()) >= len(METHODS)
+    for kind in [*METHODS.values(), *EDITS.values()]:
+        assert f"{kind.__name__}(" in text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (REPO / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
+    missing = [link for link in links if not (REPO / page).parent.joinpath(link).exists()]
+    assert not missing
+
+
+def test_contributing_example_method_works() -> None:
+    """The method that CONTRIBUTING adds registers, has a cost and a JSON form."""
+    from w2sdiff.methods import METHODS, from_json
+
+    (block,) = python_blocks("CONTRIBUTING.md")
+    names: dict[str, object] = {"__name__": "halfway"}
+    try:
+        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+        method = METHODS["halfway"](weak=w2sdiff.Guidance(1.0))
+        assert method.cost(num_inference_steps=10, guidance_scale=5.0) == 30
+        assert from_json(method.to_json()) == method
+        assert METHODS.summary("halfway").startswith("Step with the mean")
+    finally:
+        METHODS._classes.pop("halfway", None)
