@@ -5,8 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 OUT    ?= out/demo
-# Oldest diffusers that setup.cfg allows, and the releases of its own time that it needs.
-OLDEST := "diffusers==0.38.*"
+# The lower bounds of setup.cfg: the oldest diffusers, and the oldest of what it is called together with.
+OLDEST := "diffusers==0.38.*" "transformers==4.57.*" "peft==0.17.*" "accelerate==1.0.*" \
+          "huggingface_hub==0.36.*" "tokenizers==0.22.*" "httpx<1" "httpcore<2"
 ARGS   ?=
 
 .DELETE_ON_ERROR:
@@ -41,9 +42,10 @@ test-all:
 	$(MAKE) test-slow
 	$(MAKE) test
 
-# The engine against the oldest supported diffusers, laid over the installed one for this run only.
+# The engine against the oldest supported releases, laid over the installed ones for this run only.
 oldest: .oldest/.ready
-	PYTHONPATH=.oldest $(BIN)/python -m pytest -m "not slow" tests/drivers tests/test_levels.py $(ARGS)
+	PYTHONPATH=.oldest $(BIN)/python -c 'import diffusers; assert diffusers.__version__.startswith("0.38."), diffusers'
+	PYTHONPATH=.oldest $(BIN)/python -m pytest tests/drivers tests/edits tests/test_levels.py tests/test_pipelines.py $(ARGS)
 
 .oldest/.ready: $(READY) Makefile
 	rm -rf .oldest

@@ -1,4 +1,4 @@
-"""The README and its neighbours tell the truth: blocks run, costs are right, links lead somewhere."""
+"""The README and its neighbours tell the truth: blocks run, costs hold, links lead somewhere."""
 
 from __future__ import annotations
 
