@@ -1,0 +1,31 @@
+"""The work queue: what is done (`Ledger`), and who does the rest (`run_local`).
+
+`w2sdiff generate` runs on it, and so does everything else that makes many expensive things one by
+one. It knows nothing of images or models: an `Item` is a JSON value that decides a result, a `Task`
+is one or more items that are made together, and the function that does the work turns a task into
+one `Done` or `Failed` per item.
+"""
+
+from __future__ import annotations
+
+from w2sdiff.jobs.files import write_whole
+from w2sdiff.jobs.hashing import canonical, digest, file_sha256
+from w2sdiff.jobs.ledger import Claim, Done, Failed, Item, Ledger, Record, Task
+from w2sdiff.jobs.local import Event, Summary, run_local
+
+__all__ = [
+    "Claim",
+    "Done",
+    "Event",
+    "Failed",
+    "Item",
+    "Ledger",
+    "Record",
+    "Summary",
+    "Task",
+    "canonical",
+    "digest",
+    "file_sha256",
+    "run_local",
+    "write_whole",
+]
