@@ -26,7 +26,7 @@ FLOORS = [
     {"edits", "prompts", "scorers"},
     {"methods"},
     {"drivers"},
-    {"core2", "bench"},
+    {"core2", "bench", "custom"},
     {"cli"},
 ]
 SAME_UNIT = {"schedulers": "levels"}  # one subject in two files: the schedulers' side of `Levels`
