@@ -1,4 +1,5 @@
-"""`Plain` and an empty window go through the driver, and leave no trace in the latents: bit for bit.
+"""`Plain` and an empty window go through the driver, and leave no trace in the latents: bit for
+bit.
 
 Each test also counts what the driver answered, so that a driver that does nothing fails.
 """
@@ -100,7 +101,7 @@ class Diary:
             return {"callback": self.legacy, "callback_steps": 1}
         return {"callback_on_step_end": self}
 
-    def __call__(self, pipe, i, t, kwargs):
+    def __call__(self, _pipe, i, t, kwargs):
         self.legacy(i, t, kwargs["latents"])
         return kwargs
 

@@ -1,4 +1,4 @@
-"""The driver against an independent mechanism (`replay`), for every family and every kind of pair."""
+"""The driver against an independent mechanism, for every family and every kind of pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ WITH_LORA = [family for family in tiny.FAMILIES if family != "pixart"]  # diffus
 
 
 def agree(pipe, family, method, *, closely: float = 1e-5, steps: int = 4, changes=None, **settings):
-    """Run both and compare; `settings` describe the method to the replay. Returns the driver's latents."""
+    """Run both and compare; `settings` describe the method to the replay. Returns the driver's
+    latents.
+    """
     changes = changes or {}
     with attach(pipe, method):
         driven = tiny.latents(pipe, family, steps=steps, **changes)
@@ -36,7 +38,9 @@ def test_guidance_pair(family):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_zigzag(family):
-    """Strong 5.5 and weak 0 both differ from the call, and only one half of the weak one is computed."""
+    """Strong 5.5 and weak 0 both differ from the call, and only one half of the weak one is
+    computed.
+    """
     method = ZigZag(strong=Guidance(5.5), weak=Guidance(0.0))
     agree(tiny.build(family), family, method, strong=Role(guidance=5.5), weak=Role(guidance=0.0))
 
