@@ -1,0 +1,55 @@
+"""w2sdiff: diffusion sampling with weak-to-strong guidance on stock diffusers pipelines.
+
+Names are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from w2sdiff import shapes
+    from w2sdiff.drivers import attach
+    from w2sdiff.edits import Checkpoint, Guidance, Lora, Prompt
+    from w2sdiff.errors import InputError, UnsupportedError, W2SDiffError
+    from w2sdiff.methods import W2SD, AutoGuidance, Plain, Window, ZigZag
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "W2SD",
+    "AutoGuidance",
+    "Checkpoint",
+    "Guidance",
+    "InputError",
+    "Lora",
+    "Plain",
+    "Prompt",
+    "UnsupportedError",
+    "W2SDiffError",
+    "Window",
+    "ZigZag",
+    "attach",
+    "shapes",
+]
+
+_HOMES = {
+    "w2sdiff.drivers": ("attach",),
+    "w2sdiff.edits": ("Checkpoint", "Guidance", "Lora", "Prompt"),
+    "w2sdiff.errors": ("InputError", "UnsupportedError", "W2SDiffError"),
+    "w2sdiff.methods": ("W2SD", "AutoGuidance", "Plain", "Window", "ZigZag"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name == "shapes":
+        return importlib.import_module("w2sdiff.shapes")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'w2sdiff' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

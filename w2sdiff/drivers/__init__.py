@@ -1,0 +1,8 @@
+"""Drivers answer a method's requests: a pipeline's own loop (`attach`), or any callable (`function.drive`)."""
+
+from w2sdiff.drivers.attach import attach
+from w2sdiff.drivers.families import FAMILIES, Family
+from w2sdiff.drivers.run import Run
+from w2sdiff.drivers.stats import RunStats
+
+__all__ = ["FAMILIES", "Family", "Run", "RunStats", "attach"]

@@ -1,0 +1,252 @@
+"""`Run`: the conversation between a method and the woven loop of one pipeline.
+
+The woven loop (see `weave`) calls, in this order: `enter` once, then per step `begin`, and per request `x`, `t`,
+`inputs`, `scale_of`, the tapped network, `step_of`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from w2sdiff.drivers.families import Family, Frame
+from w2sdiff.drivers.prompts import Words
+from w2sdiff.drivers.stats import RunStats
+from w2sdiff.drivers.taps import Branches, Taps
+from w2sdiff.edits.base import Context, Edits
+from w2sdiff.errors import UnsupportedError
+from w2sdiff.levels import Levels
+from w2sdiff.methods.base import Eval, Method, Step, Steps
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from w2sdiff.drivers.weave import Woven
+
+NOTHING = Edits()
+
+
+class Run:
+    """One `attach`; `stats` describes the last call of the pipeline.
+
+    Attributes:
+        stats: cost of the last call.
+        method: the method that runs.
+        columns: per-item columns of the prompt file for `Prompt("@name")`; may be set before every call.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        method: Method,
+        woven: Woven,
+        family: Family | None,
+        columns: Mapping[str, Sequence[str]],
+        denoisers: Sequence[str],
+    ) -> None:
+        """Made by `attach`."""
+        self.stats = RunStats()
+        self.method = method
+        self.columns = columns
+        self.taps = Taps(self._network)
+        self.context = Context(pipe=pipe, denoisers=denoisers, tap=self.taps.add)
+        self._roles = {role: edits or NOTHING for role, edits in method.roles.items()}
+        self._needs_scale = any(len(edits.items) > 0 for edits in self._roles.values())
+        self._family = family
+        self._woven = woven
+        self._words: Words | None = None
+        self._branches: Branches | None = None
+        self._leave_role: list[Callable[[], None]] = []
+        self._conversation: Steps | None = None
+        self._levels: Levels | None = None
+
+    # ------------------------------------------------------------------------------------------- around a pipeline call
+
+    def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the woven `__call__`."""
+        self.stats = RunStats(notes=self._notes())
+        self._levels = None
+        self.context.columns = self.columns
+        self._words = Words.of(self._roles, self.context, self._woven)
+        started = time.perf_counter()
+        try:
+            self._words.encode(self, pipe, args, kwargs)
+            return self._woven.function(pipe, *args, **kwargs)
+        finally:
+            self._leave()
+            self._conversation = None
+            self._branches = None
+            self._words = None
+            self.stats.seconds = time.perf_counter() - started
+
+    def _notes(self) -> list[str]:
+        strong, base = self._roles["strong"], self._roles["base"]
+        weights = [[edit for edit in edits if edit.changes_weights] for edits in (strong, base)]
+        if hasattr(self.method, "strong") and hasattr(self.method, "base") and weights[0] != weights[1]:
+            return [f"strong and base differ in weights: strong is {strong or 'as called'}, base {base or 'as called'}"]
+        return []
+
+    # ------------------------------------------------------------------------------------------ called by the woven loop
+
+    asking = False  # more requests in this step
+    left: str | None = None  # "continue" or "break", when the loop body left the step before its end
+    x: Any = None  # the request's latents
+    t: Any = None  # the timestep the network is told
+    inputs: Mapping[str, Any] = {}  # noqa: RUF012  # loop variables under the request's words
+
+    def enter(self, timesteps: Any, frame: Frame) -> None:
+        """The loop is about to start."""
+        assert self._words is not None
+        self._words.loop_entered(frame)
+        self._scheduler = self.context.pipe.scheduler
+        self._timesteps = timesteps
+        self._num_steps = len(timesteps)
+        self._offset = _offset(timesteps, self._scheduler.timesteps)
+        self._index = -1
+
+    def begin(self, x: torch.Tensor, t: Any, frame: Frame) -> None:
+        """One step starts at latents x."""
+        assert self._words is not None
+        self._index += 1
+        self._called_t = t
+        self._frame = frame
+        self._words.step_begins(frame)
+        this = self._offset + self._index
+        counted = getattr(self._scheduler, "_step_index", None)
+        if counted is not None and counted != this:
+            raise UnsupportedError(f"The scheduler is at step {counted}, the pipeline's loop at step {this}.")
+        self._step = Step(x, this, self.method.window.contains(self._index, self._num_steps), self.levels)
+        self._conversation = self.method.steps(self._step)
+        self.asking, self.left = True, None
+        self._ask(next(self._conversation))
+
+    def leave(self, how: str) -> None:
+        """The loop body met `continue` or `break` before its scheduler step (an interrupt, say)."""
+        self._leave()
+        self.asking, self.left, self.t = False, how, self._called_t
+
+    def scale_of(self, scheduler: Any) -> Callable[..., Any]:
+        """`scheduler.scale_model_input`, for the level the request's latents are at."""
+        if self._at == self._step.this:
+            return scheduler.scale_model_input  # type: ignore[no-any-return]
+        # Karras-type schedulers scale by their current sigma; the weak model's x is one level further.
+        return lambda sample, *_, **__: self.levels().scale_model_input(sample, at=self._at)
+
+    def step_of(self, scheduler: Any) -> Callable[..., Any]:
+        """`scheduler.step`: hand the prediction to the method; make the real step when it has finished."""
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            self._check_network_ran()
+            prediction = kwargs["model_output"] if "model_output" in kwargs else args[0]
+            assert self._conversation is not None
+            try:
+                request = self._conversation.send(prediction)
+            except StopIteration as finished:
+                return self._real_step(scheduler, args, kwargs, *finished.value)
+            self._ask(request)
+            return _Provisional((request.x,))
+
+        return step
+
+    def levels(self) -> Levels:
+        """Noise levels of the run, from the scheduler's state at the first question."""
+        if self._levels is None:
+            self._levels = Levels.from_scheduler(self._scheduler)
+        return self._levels
+
+    # -------------------------------------------------------------------------------------------------------- inside
+
+    def _ask(self, request: Eval) -> None:
+        assert self._words is not None
+        self._leave()
+        edits = self._roles[request.role]
+        self.stats.requests += 1
+        self.x, self._at = request.x, request.at
+        self.t = self._told(request)
+        self.inputs = self._words.inputs(request.role)
+        if self._needs_scale:
+            self._read_scale()
+        for edit in edits:
+            undo = edit.enter(self.context)
+            if undo is not None:
+                self._leave_role.append(undo)
+        layout = None if self._family is None else self._family.layout
+        self._branches = Branches(edits, self.context, layout, request.x.shape[0])
+
+    def _told(self, request: Eval) -> Any:
+        if request.time is None or request.time == self._step.this:
+            return self._called_t
+        told = min(request.time - self._offset, self._num_steps - 1)  # the clean end has no timestep of its own
+        return self._timesteps[told]
+
+    def _read_scale(self) -> None:
+        if self._family is None:
+            return
+        pipe = self.context.pipe
+        self.context.guidance_scale = self._family.scale(pipe, self._frame)
+        self.context.rescales = self._family.rescale(pipe, self._frame) > 0
+
+    def _network(self, forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Every call of a tapped network comes here."""
+        if self._branches is None:  # outside a request: not ours
+            return forward(*args, **kwargs)
+        before = self._branches.evaluations, self._branches.network_calls
+        output = self._branches.call(forward, module, args, kwargs)
+        self.stats.evaluations += self._branches.evaluations - before[0]
+        self.stats.calls += self._branches.network_calls - before[1]
+        return output
+
+    def _check_network_ran(self) -> None:
+        if self._branches is None or self._branches.asked == 0:
+            raise UnsupportedError(
+                f"{type(self.context.pipe).__name__} stepped without calling {' or '.join(self.context.denoisers)}; "
+                "its network is reached in a way the driver does not see."
+            )
+
+    def _real_step(self, scheduler: Any, args: Any, kwargs: Any, prediction: torch.Tensor, x: torch.Tensor) -> Any:
+        self._leave()
+        self._branches = None
+        self.asking, self.t = False, self._called_t
+        if x is not self._step.x and getattr(scheduler, "last_sample", None) is not None:
+            # UniPC's and SASolver's corrector (diffusers 0.42) rebuilds the sample from the last one and would ignore ours.
+            scheduler.last_sample = None
+        if "model_output" in kwargs:
+            kwargs = {**kwargs, "model_output": prediction}
+        else:
+            args = (prediction, *args[1:])
+        if "sample" in kwargs:
+            kwargs = {**kwargs, "sample": x}
+        else:
+            args = (*args[:-1], x)
+        result = scheduler.step(*args, **kwargs)
+        after = result[0] if isinstance(result, tuple) else result.prev_sample
+        self.stats.record_step(self._step.x, x, after)
+        return result
+
+    def _leave(self) -> None:
+        while self._leave_role:
+            self._leave_role.pop()()
+
+
+class _Provisional(tuple):  # type: ignore[type-arg]
+    """What `scheduler.step` seems to return between two requests: the next latents, as a tuple or as an output."""
+
+    @property
+    def prev_sample(self) -> Any:
+        return self[0]
+
+
+def _offset(loop: Any, all_timesteps: Any) -> int:
+    """Index of the loop's first timestep among the scheduler's.
+
+    The loop may run over a part (img2img starts late, `denoising_end` stops early). Matching the whole sequence
+    rather than looking up one value is right for PNDM too, which lists a timestep twice.
+    """
+    loop, full = torch.as_tensor(loop).flatten().cpu(), torch.as_tensor(all_timesteps).flatten().cpu()
+    for start in range(len(full) - len(loop) + 1):
+        if torch.equal(loop, full[start : start + len(loop)]):
+            return start
+    raise UnsupportedError("The pipeline's loop does not run over its scheduler's timesteps; refused.")

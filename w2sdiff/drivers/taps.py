@@ -1,0 +1,209 @@
+"""The denoiser tap: every call of a tapped network passes through the run, and is undone without a trace.
+
+A tap swaps the *class* of the module instance for a subclass with another `__call__`. Patching `.forward` instead loses
+accelerate's offload hook (diffusers rebuilds its hooks at the end of `__call__`, and restoring a saved `forward` then
+removes the new one) and breaks `torch.compile`'s wrapper; a class swap survives both. Subclasses are made once per class,
+because `module.compile()` guards on the type and would compile again for every new one.
+
+Shapes: a network call's batch is n B for n branches of B items; halves are [B, ...].
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from w2sdiff.edits.base import BOTH, COND, UNCOND, Context, Edit, Halves
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from w2sdiff.drivers.families import Layout
+
+SLOT = "_w2sdiff_tap"
+
+
+class Taps:
+    """The tapped modules of one `attach`, and the way back."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        """`call(forward, module, args, kwargs)` answers for every tapped module."""
+        self._call = call
+        self._modules: list[nn.Module] = []
+
+    def add(self, module: nn.Module) -> None:
+        """Tap a module; tapping it twice is once."""
+        if SLOT in module.__dict__:
+            return
+        module.__dict__[SLOT] = self._call
+        # object.__setattr__: torch.compile's wrapper forwards ordinary attributes to the module inside.
+        object.__setattr__(module, "__class__", _tapped(type(module)))
+        self._modules.append(module)
+
+    def remove(self) -> None:
+        """Give every module its class back."""
+        for module in self._modules:
+            object.__setattr__(module, "__class__", type(module).w2sdiff_untapped)  # type: ignore[union-attr]
+            del module.__dict__[SLOT]
+        self._modules.clear()
+
+
+@lru_cache(maxsize=None)
+def _tapped(cls: type) -> type:
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        return self.__dict__[SLOT](super(tapped, self).__call__, self, args, kwargs)
+
+    names = {"__call__": __call__, "w2sdiff_untapped": cls, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    # The same name, so that whatever asks for it (saving, hooks, error messages) sees the class it knows.
+    tapped = type(cls.__name__, (cls,), {**names, "__qualname__": cls.__qualname__})
+    return tapped
+
+
+class Branches:
+    """Calls of the network during one request, under one role's edits: which halves run, and what is returned.
+
+    One object per request. The pipeline's own guidance mix then works on what it returns.
+    """
+
+    def __init__(self, edits: Iterable[Edit], context: Context, layout: Layout | None, batch: int) -> None:
+        """`batch` is B, the number of items; `layout` None where the pipeline's guidance is not known."""
+        self._edits = tuple(edits)
+        self._context = context
+        self._layout = layout
+        self._batch = batch
+        self._first: Any = None  # two-call layout: the conditional half, once it has been seen
+        self.asked = 0  # calls the pipeline made
+        self.evaluations = 0  # branches computed
+        self.network_calls = 0  # calls that reached the network
+
+    def call(self, forward: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer one call of the network by the pipeline."""
+        self.asked += 1
+        self._context.embedded = self._context.guidance_scale is None and torch.is_tensor(kwargs.get("guidance"))
+        for edit in self._edits:
+            kwargs = edit.inputs(kwargs, self._context)
+        sample = args[0] if args else kwargs[_first_parameter(module)]
+        branches = sample.shape[0] / self._batch
+        run = _Network(self, forward, args, kwargs)
+        mapping = [edit for edit in self._edits if edit.needs(self._context) is not None]
+        if not mapping or self._layout is None or self._context.guidance_scale is None:
+            return run.all(branches)
+        needs = self._needs()
+        if self._layout == "two":
+            return self._two_calls(run, sample, needs, mapping)
+        if branches != 2:  # an extra call of another size (SD3's skip-layer guidance): not the guided pair
+            return run.all(branches)
+        return self._one_call(run, needs, mapping)
+
+    def _needs(self) -> Halves:
+        needs = BOTH
+        for edit in self._edits:
+            needs = edit.needs(self._context) or needs
+        return needs
+
+    def _map(self, mapping: list[Edit], c: Any, u: Any) -> tuple[Any, Any]:
+        for edit in mapping:
+            c, u = edit.halves(c, u, self._context)
+        return c, u
+
+    def _one_call(self, run: _Network, needs: Halves, mapping: list[Edit]) -> Any:
+        """One call with the batch [u, c] or [c, u]."""
+        order = (1, 0) if self._layout == "uc" else (0, 1)  # position of c, of u
+        if needs == BOTH:
+            output = run.all(2)
+            parts = _tensor(output).chunk(2)
+            c, u = self._map(mapping, parts[order[0]], parts[order[1]])
+        else:
+            output = run.half(order[0] if needs == COND else order[1], 2 * self._batch)
+            half = _tensor(output)
+            c, u = self._map(mapping, half if needs == COND else None, half if needs == UNCOND else None)
+        return _with_tensor(output, torch.cat([u, c] if self._layout == "uc" else [c, u]))
+
+    def _two_calls(self, run: _Network, sample: Any, needs: Halves, mapping: list[Edit]) -> Any:
+        """Two calls, conditional first; an extra third one is left alone."""
+        if self.asked > 2:
+            return run.all(1)
+        s = self._context.guidance_scale
+        assert s is not None
+        if self.asked == 1:
+            if needs == UNCOND and run.returns_tuple:
+                # Nothing to compute: with c' = 0 the mix is u' (1 - s), which the second call makes equal to u.
+                self._first = (torch.zeros_like(sample), None)
+                return (self._first[0],)
+            output = run.all(1)
+            c = _tensor(output)
+            if needs == COND:
+                self._first = self._map(mapping, c, None)
+                return _with_tensor(output, self._first[0])
+            self._first = (c, None)
+            return output
+        c, u = self._first
+        if needs == COND and run.returns_tuple:
+            return (u,)
+        output = run.all(1)
+        other = _tensor(output)
+        if needs == COND:
+            return _with_tensor(output, u)
+        wanted = self._map(mapping, c if needs == BOTH else None, other)
+        if wanted[0] is c:
+            return _with_tensor(output, wanted[1])
+        # The first call's answer is given already: choose u' so that u' + s (c - u') is the mix of the wanted pair.
+        mix = wanted[1] + s * (wanted[0] - wanted[1])
+        return _with_tensor(output, (mix - s * c) / (1 - s))
+
+
+class _Network:
+    """The network's own call with its arguments, for the whole batch or one branch of it."""
+
+    def __init__(self, count: Branches, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._count, self._forward, self._args, self._kwargs = count, forward, args, kwargs
+
+    @property
+    def returns_tuple(self) -> bool:
+        return self._kwargs.get("return_dict", True) is False
+
+    def all(self, branches: float) -> Any:
+        self._count.network_calls += 1
+        self._count.evaluations += int(branches) if branches >= 1 else 1
+        return self._forward(*self._args, **self._kwargs)
+
+    def half(self, index: int, batch: int) -> Any:
+        self._count.network_calls += 1
+        self._count.evaluations += 1
+        args, kwargs = _half((self._args, self._kwargs), index, batch)
+        return self._forward(*args, **kwargs)
+
+
+def _half(value: Any, index: int, batch: int) -> Any:
+    """One branch of every batched tensor in nested arguments (ControlNet residuals, added conditions, masks)."""
+    if torch.is_tensor(value):
+        return value.chunk(2)[index] if value.dim() > 0 and value.shape[0] == batch else value
+    if isinstance(value, dict):
+        return {key: _half(item, index, batch) for key, item in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(_half(item, index, batch) for item in value)
+    return value
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    tensor: torch.Tensor = output[0] if isinstance(output, tuple) else output.sample
+    return tensor
+
+
+def _with_tensor(output: Any, tensor: torch.Tensor) -> Any:
+    if isinstance(output, tuple):
+        return (tensor, *output[1:])
+    return type(output)(**{**output, "sample": tensor})
+
+
+@lru_cache(maxsize=None)
+def _first_parameter_of(cls: type) -> str:
+    return next(name for name in inspect.signature(cls.forward).parameters if name != "self")  # type: ignore[attr-defined]
+
+
+def _first_parameter(module: nn.Module) -> str:
+    return _first_parameter_of(type(getattr(module, "_orig_mod", module)))

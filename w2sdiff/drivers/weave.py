@@ -1,0 +1,429 @@
+"""Weave: let a pipeline's own loop body answer a method's requests.
+
+Every denoising loop of diffusers has the shape
+
+    for i, t in enumerate(timesteps):
+        A                                                   # inputs, ControlNet, network, guidance, rescale, ...
+        latents = self.scheduler.step(noise_pred, t, latents, ...)[0]
+        B                                                   # callbacks, progress, blending
+
+A method needs "A at this x, as that role" several times per step, and then one real scheduler step. So the class's
+own `__call__` is parsed, and its loop becomes
+
+    _w2s.enter(timesteps, locals())                         # levels, number of steps
+    for i, t in enumerate(timesteps):
+        _w2s.begin(latents, t, locals())                    # start the method's generator for this step
+        while _w2s.asking:                                  # once per request
+            latents = _w2s.x                                # the request's latents ...
+            t = _w2s.t                                      # ... and the timestep the network is told
+            if _w2s.inputs: prompt_embeds = _w2s.inputs["prompt_embeds"]; ...       # other words (`Prompt`)
+            A                                               # scale_model_input is told the level x is at
+            latents = _w2s.step_of(self.scheduler)(noise_pred, t, latents, ...)[0]
+        if _w2s.left == "continue": continue                # `continue` and `break` of A belong to the outer loop
+        if _w2s.left == "break": break
+        B                                                   # once per step, as always
+
+`step_of(scheduler)(...)` hands the prediction to the generator: another request goes round the inner loop again, the
+generator's return value makes the one real step. ControlNet residuals, IP-Adapter, guidance rescale, learned sigma, two-call
+guidance, callbacks and progress bars are therefore the pipeline's own code, run again, and nothing is copied or forked.
+
+File name and line numbers stay the original ones, so tracebacks and debuggers point into diffusers. The transformation
+is made once per class (15 to 30 ms) and the result kept. What is not recognised is refused: a loop that is not woven
+correctly would draw wrong images silently. `_check_repeatable` lists what would go wrong when A runs twice.
+"""
+
+from __future__ import annotations
+
+import __future__
+import ast
+import inspect
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from w2sdiff.errors import UnsupportedError
+
+RUN = "_w2s"  # name of the run inside woven code
+SLOT = "_w2sdiff_run"  # where the pipeline instance holds it meanwhile
+RANDOM = {"randn_tensor", "randn", "randn_like", "rand", "rand_like", "normal", "normal_", "randint", "bernoulli"}
+
+_woven: weakref.WeakKeyDictionary[type, Woven] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Woven:
+    """The transformed `__call__` of a class.
+
+    Attributes:
+        function: takes what the original takes; reads the run from the pipeline's `_w2sdiff_run`.
+        inputs: local variables that A reads and does not set, which is where the prompt's embeddings are.
+    """
+
+    function: Callable[..., Any]
+    inputs: tuple[str, ...]
+
+
+class NotALoop(Exception):  # noqa: N818
+    """The function has no denoising loop of its own: look in the next base class."""
+
+
+def woven_call(cls: type) -> tuple[type, Woven]:
+    """The class in `cls`'s ancestry whose `__call__` has the denoising loop, and that function, woven.
+
+    A user's subclass that calls `super().__call__` is passed over in favour of the class it derives from.
+
+    Raises:
+        UnsupportedError: no loop, or one that cannot be woven; says which line and why.
+    """
+    for owner in cls.__mro__:
+        if "__call__" not in owner.__dict__:
+            continue
+        try:
+            if owner not in _woven:
+                _woven[owner] = _weave(owner)
+            return owner, _woven[owner]
+        except NotALoop:
+            continue
+    raise UnsupportedError(
+        f"{cls.__name__} has no denoising loop of its own (a `for` over timesteps with one `scheduler.step`); "
+        "attach to the pipeline that does the denoising."
+    )
+
+
+def _weave(owner: type) -> Woven:
+    original = inspect.unwrap(owner.__dict__["__call__"])
+    tree = _parse(owner, original)
+    function = tree.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    loop = _find_loop(owner, function)
+    refuse = _Refusal(owner, original)
+    _check_function(original, function, refuse)
+    cut = _statement_with_step(loop, refuse)
+    again, after = loop.body[: cut + 1], loop.body[cut + 1 :]
+    latents = _latents(again[-1], refuse)
+    _check_repeatable(again, latents, refuse)
+    inputs = _inputs(again, loop, latents)
+    _rewrite(function, loop, again, after, latents, inputs, refuse)
+    return Woven(_compile(tree, original), inputs)
+
+
+# ---------------------------------------------------------------------------------------------------- reading the source
+
+
+def _parse(owner: type, original: Any) -> ast.Module:
+    try:
+        lines, first = inspect.getsourcelines(original)
+    except (OSError, TypeError):
+        raise UnsupportedError(
+            f"The source of {owner.__name__}.__call__ is not available, and its loop cannot be woven without it. "
+            "Install diffusers as ordinary files (not frozen or compiled)."
+        ) from None
+    # Wrapped in `if 1:` rather than dedented, so that columns stay right as well as lines.
+    indented = lines[0][:1].isspace()
+    source = ("if 1:\n" if indented else "") + "".join(lines)
+    tree = ast.parse(source)
+    ast.increment_lineno(tree, first - (2 if indented else 1))
+    if indented:
+        assert isinstance(tree.body[0], ast.If)
+        tree.body = tree.body[0].body
+    return tree
+
+
+def _find_loop(owner: type, function: ast.FunctionDef) -> ast.For:
+    loops = [node for node in ast.walk(function) if isinstance(node, ast.For) and any(_steps(node))]
+    inner = [loop for loop in loops if not any(other is not loop and other in loops for other in ast.walk(loop))]
+    if not inner:
+        raise NotALoop
+    if len(inner) > 1:
+        lines = ", ".join(str(loop.lineno) for loop in inner)
+        raise UnsupportedError(f"{owner.__name__}.__call__ has several denoising loops (lines {lines}); refused.")
+    return inner[0]
+
+
+def _steps(node: ast.AST) -> Iterator[ast.Call]:
+    """Calls of `scheduler.step` under a node."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and _is_scheduler_method(call.func, "step"):
+            yield call
+
+
+def _is_scheduler_method(func: ast.expr, method: str | None = None) -> bool:
+    if not isinstance(func, ast.Attribute) or (method is not None and func.attr != method):
+        return False
+    return ast.unparse(func.value).endswith("scheduler")
+
+
+def _statement_with_step(loop: ast.For, refuse: _Refusal) -> int:
+    holders = [index for index, statement in enumerate(loop.body) if any(_steps(statement))]
+    if len(holders) != 1:
+        raise refuse(loop, "scheduler.step is called in several statements of the loop")
+    return holders[0]
+
+
+def _latents(statement: ast.stmt, refuse: _Refusal) -> str:
+    """Name of the variable that `latents = scheduler.step(..., latents)[0]` reads and writes."""
+    names = set()
+    for call in _steps(statement):
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        sample = keywords.get("sample", call.args[-1] if call.args else None)
+        if not isinstance(sample, ast.Name):
+            raise refuse(call, "what scheduler.step receives is not a plain variable (it is sliced or unpacked)")
+        assign = _tail_assignment(statement, call)
+        if assign is None or [ast.unparse(target) for target in assign.targets] != [sample.id]:
+            raise refuse(call, f"the step is not of the form `{sample.id} = scheduler.step(..., {sample.id})`")
+        names.add(sample.id)
+    if len(names) != 1:
+        raise refuse(statement, "scheduler.step is applied to different variables")
+    return names.pop()
+
+
+def _tail_assignment(statement: ast.stmt, call: ast.Call) -> ast.Assign | None:
+    """The assignment that holds `call`, if nothing follows it within the statement."""
+    if isinstance(statement, ast.Assign):
+        return statement
+    blocks = [getattr(statement, name, []) for name in ("body", "orelse", "finalbody", "handlers")]
+    for block in blocks:
+        if block and isinstance(block[-1], ast.stmt) and any(node is call for node in ast.walk(block[-1])):
+            return _tail_assignment(block[-1], call)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------- what is refused
+
+
+class _Refusal:
+    """Builds the error that says which line cannot be woven, and why."""
+
+    def __init__(self, owner: type, original: Any) -> None:
+        self.name = f"{owner.__name__}.__call__"
+        self.file = inspect.getsourcefile(original)
+
+    def __call__(self, node: ast.AST, why: str) -> UnsupportedError:
+        line = getattr(node, "lineno", 0)
+        return UnsupportedError(f"{self.name} cannot be woven: {why} ({self.file}, line {line}).")
+
+
+def _check_function(original: Any, function: ast.FunctionDef, refuse: _Refusal) -> None:
+    if original.__code__.co_freevars:
+        raise refuse(function, f"it uses variables of an enclosing scope {original.__code__.co_freevars}")
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("__") and not node.attr.endswith("__"):
+            raise refuse(node, f"it uses the private name {node.attr}")
+        if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
+            raise refuse(node, "it is a generator or a coroutine")
+
+
+def _check_repeatable(again: list[ast.stmt], latents: str, refuse: _Refusal) -> None:
+    """Refuse whatever would come out differently when A runs more than once per step."""
+    for statement in again:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Call) and _name_of(node.func) in RANDOM:
+                raise refuse(node, "it draws random numbers before scheduler.step")
+            if isinstance(node, ast.Call) and _is_scheduler_method(node.func):
+                assert isinstance(node.func, ast.Attribute)
+                if node.func.attr.startswith("set_"):
+                    raise refuse(node, "it changes the scheduler before scheduler.step")
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and "scheduler" in ast.unparse(node):
+                raise refuse(node, "it changes the scheduler before scheduler.step")
+            if isinstance(node, ast.Return):
+                raise refuse(node, "it returns from inside the loop")
+    sets = [node for statement in again for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    sets = [node for node in sets if node.id == latents and isinstance(node.ctx, ast.Store)]
+    if len(sets) != len(list(_steps(again[-1]))):
+        raise refuse(sets[0], f"it rebinds {latents!r}, which scheduler.step receives")
+    carried = _carried(again) - {latents}
+    if carried:
+        raise refuse(again[0], f"it carries {sorted(carried)} from one step to the next")
+
+
+def _carried(again: list[ast.stmt]) -> set[str]:
+    """Variables that A both sets and may read before setting: their value survives from one run of A to the next."""
+    stored = set().union(*map(_stored, again))
+    certain: set[str] = set()
+    carried: set[str] = set()
+    for statement in again:
+        carried |= (_read_first(statement, certain) & stored) - certain
+        certain |= _surely_stored(statement)
+    return carried
+
+
+def _read_first(statement: ast.stmt, certain: set[str]) -> set[str]:
+    """Variables a statement may read before it sets them itself."""
+    if isinstance(statement, ast.If):
+        test = _loaded(statement.test)
+        return test | _read_first_block(statement.body, certain) | _read_first_block(statement.orelse, certain)
+    if isinstance(statement, ast.With):
+        heads = set().union(*(_loaded(item.context_expr) for item in statement.items))
+        return heads | _read_first_block(statement.body, certain)
+    if isinstance(statement, ast.For):
+        inside = certain | _stored(statement.target)
+        return _loaded(statement.iter) | (_read_first_block(statement.body, inside) - _stored(statement.target))
+    if isinstance(statement, ast.AugAssign):
+        return _loaded(statement.value) | _stored(statement.target)
+    return _loaded(statement)
+
+
+def _read_first_block(block: list[ast.stmt], certain: set[str]) -> set[str]:
+    known = set(certain)
+    first: set[str] = set()
+    for statement in block:
+        first |= _read_first(statement, known) - known
+        known |= _surely_stored(statement)
+    return first
+
+
+def _surely_stored(statement: ast.stmt) -> set[str]:
+    if isinstance(statement, ast.If):
+        both = [set().union(*map(_surely_stored, block)) for block in (statement.body, statement.orelse)]
+        return both[0] & both[1]
+    if isinstance(statement, ast.With):
+        return set().union(*map(_surely_stored, statement.body))
+    if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        return _stored(statement)
+    return set()
+
+
+def _stored(node: ast.AST) -> set[str]:
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+
+
+def _loaded(node: ast.AST) -> set[str]:
+    bound = {name for part in ast.walk(node) if isinstance(part, ast.comprehension) for name in _stored(part.target)}
+    names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Load)}
+    return names - bound
+
+
+def _name_of(func: ast.expr) -> str:
+    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
+
+
+# ---------------------------------------------------------------------------------------------------------- the rewriting
+
+
+def _inputs(again: list[ast.stmt], loop: ast.For, latents: str) -> tuple[str, ...]:
+    loaded = set().union(*map(_loaded, again))
+    stored = set().union(*map(_stored, again)) | _stored(loop.target)
+    return tuple(sorted(loaded - stored - {"self", latents}))
+
+
+def _timesteps(loop: ast.For, refuse: _Refusal) -> ast.expr:
+    """The expression of the loop's timesteps inside its iterator."""
+    found = [
+        node
+        for node in ast.walk(loop.iter)
+        if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).split(".")[-1].endswith("timesteps")
+    ]
+    if len(found) != 1:
+        raise refuse(loop, f"it does not loop over timesteps but over `{ast.unparse(loop.iter)}`")
+    return found[0]
+
+
+def _timestep_name(loop: ast.For, refuse: _Refusal) -> str:
+    target = loop.target.elts[-1] if isinstance(loop.target, ast.Tuple) else loop.target
+    plain = isinstance(loop.iter, ast.Name | ast.Attribute)
+    calls = isinstance(loop.iter, ast.Call) and _name_of(loop.iter.func) in ("enumerate", "progress_bar", "tqdm")
+    if not isinstance(target, ast.Name) or not (plain or calls):
+        raise refuse(loop, f"it loops over `{ast.unparse(loop.iter)}`, whose timestep is not a plain variable")
+    return target.id
+
+
+def _rewrite(
+    function: ast.FunctionDef,
+    loop: ast.For,
+    again: list[ast.stmt],
+    after: list[ast.stmt],
+    latents: str,
+    inputs: tuple[str, ...],
+    refuse: _Refusal,
+) -> None:
+    t = _timestep_name(loop, refuse)
+    timesteps = ast.unparse(_timesteps(loop, refuse))
+    leave = _LeaveOuterLoop()
+    route = _RouteScheduler()
+    body = [route.visit(part) for statement in again for part in leave.rewritten(statement)]
+    restore = "\n".join(f"    if {name!r} in {RUN}.inputs: {name} = {RUN}.inputs[{name!r}]" for name in inputs)
+    rebind = f"if {RUN}.inputs:\n{restore}\n" if inputs else ""
+    head = _code(f"{RUN}.begin({latents}, {t}, locals())", loop)
+    phase = _code(f"{latents} = {RUN}.x\n{t} = {RUN}.t\n{rebind}", loop)
+    inner = _code(f"while {RUN}.asking: pass", loop)
+    assert isinstance(inner[0], ast.While)
+    inner[0].body = phase + body
+    # B sees the loop's own variables again, whatever the last request was told.
+    tail = _code(f"if {RUN}.left == 'continue': continue\nif {RUN}.left == 'break': break\n{rebind}", loop)
+    loop.body = head + inner + _code(f"{t} = {RUN}.t", loop) + tail + after
+    _insert_before(function, loop, _code(f"{RUN}.enter({timesteps}, locals())", loop))
+    docstring = 1 if ast.get_docstring(function) is not None else 0
+    function.body[docstring:docstring] = _code(f"{RUN} = self.__dict__[{SLOT!r}]", function)
+
+
+def _code(source: str, where: ast.AST) -> list[ast.stmt]:
+    """Statements from text, all on the line of `where`."""
+    statements = ast.parse(source).body
+    for statement in statements:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.expr | ast.stmt | ast.excepthandler | ast.arg | ast.keyword):
+                ast.copy_location(node, where)
+                node.end_lineno = getattr(where, "lineno", None)
+                node.end_col_offset = getattr(where, "col_offset", None)
+    return statements
+
+
+def _insert_before(function: ast.FunctionDef, loop: ast.For, statements: list[ast.stmt]) -> None:
+    for node in ast.walk(function):
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list) and loop in block:
+                index = block.index(loop)
+                block[index:index] = statements
+                return
+
+
+class _LeaveOuterLoop(ast.NodeTransformer):
+    """`continue` and `break` of A: note which, and leave the inner loop; the outer one acts on the note."""
+
+    def rewritten(self, statement: ast.stmt) -> list[ast.stmt]:
+        result = self.visit(statement)
+        return result if isinstance(result, list) else [result]
+
+    def visit_Continue(self, node: ast.Continue) -> list[ast.stmt]:  # noqa: N802
+        return _code(f"{RUN}.leave('continue')", node) + [ast.copy_location(ast.Break(), node)]
+
+    def visit_Break(self, node: ast.Break) -> list[ast.stmt]:  # noqa: N802
+        return _code(f"{RUN}.leave('break')", node) + [node]
+
+    def _stay(self, node: ast.AST) -> ast.AST:
+        return node  # loops and functions inside A keep their own
+
+    visit_For = visit_While = visit_FunctionDef = visit_Lambda = _stay  # noqa: N815
+
+
+class _RouteScheduler(ast.NodeTransformer):
+    """`X.step` -> `_w2s.step_of(X)`, `X.scale_model_input` -> `_w2s.scale_of(X)`."""
+
+    routes = {"step": "step_of", "scale_model_input": "scale_of"}  # noqa: RUF012
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:  # noqa: N802
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute) and _is_scheduler_method(node.func):
+            route = self.routes.get(node.func.attr)
+            if route is not None:
+                name = ast.copy_location(ast.Name(RUN, ast.Load()), node.func)
+                method = ast.copy_location(ast.Attribute(name, route, ast.Load()), node.func)
+                node.func = ast.copy_location(ast.Call(method, [node.func.value], []), node.func)
+        return node
+
+
+def _compile(tree: ast.Module, original: Any) -> Callable[..., Any]:
+    ast.fix_missing_locations(tree)
+    file = inspect.getsourcefile(original) or "<woven>"
+    # The original module's `from __future__` lines hold for the copy as well.
+    futures = original.__code__.co_flags & sum(
+        getattr(__future__, name).compiler_flag for name in __future__.all_feature_names
+    )
+    code = compile(tree, file, "exec", flags=futures, dont_inherit=True)
+    namespace: dict[str, Any] = {}
+    # Decorators (no_grad, docstring helpers) are part of the source and are applied again here.
+    exec(code, original.__globals__, namespace)  # noqa: S102
+    function: Callable[..., Any] = namespace["__call__"]
+    return function

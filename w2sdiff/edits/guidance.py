@@ -1,0 +1,105 @@
+"""`Guidance(scale)`: another classifier-free guidance scale for one role."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from w2sdiff.edits.base import BOTH, COND, EDITS, UNCOND, Context, Edit, Halves
+from w2sdiff.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@EDITS.register
+@dataclass(frozen=True)
+class Guidance(Edit):
+    """guidance=W            classifier-free guidance at scale W (1: conditional only, 0: unconditional only).
+
+    The pipeline goes on mixing with its own scale s. To obtain scale w the conditional prediction c stays and the
+    unconditional one becomes u' = c + r (u - c), r = (1 - w)/(1 - s): then u' + s (c - u') = u + w (c - u). Since c
+    does not change, whatever the pipeline does with it afterwards (guidance rescale, norms, learned sigma) is
+    what it would be at w. Networks with an embedded scale (FLUX without true CFG) get w as that input.
+
+    Args:
+        scale: w, any finite number; negative values are allowed.
+
+    Cost: 1 evaluation at w = 1 and (without guidance rescale) at w = 0, otherwise 2; 1 for embedded guidance.
+
+    Raises:
+        InputError: the scale is not a finite number.
+        UnsupportedError: while running, if the pipeline runs without guidance and w is not 1.
+
+    Example:
+        >>> Guidance(1.0) | Guidance.from_text(None, "1")
+        Traceback (most recent call last):
+            ...
+        w2sdiff.errors.InputError: Two edits of the kind 'guidance' in one role; keep one: ...
+    """
+
+    kind = "guidance"
+    scale: float
+
+    def __post_init__(self) -> None:
+        """Check the scale."""
+        object.__setattr__(self, "scale", number(self.scale, "guidance scale"))
+
+    @classmethod
+    def from_text(cls, argument: str | None, value: str) -> Guidance:
+        """`guidance=1.5`."""
+        if argument is not None:
+            raise InputError(f"Write guidance=W; 'guidance:{argument}' means nothing.")
+        return cls(number(value, "guidance scale"))
+
+    def needs(self, context: Context) -> Halves | None:
+        """Only the half that is really mixed in."""
+        if context.embedded or context.guidance_scale is None:
+            return None
+        if self.scale == 1:
+            return COND
+        if self.scale == 0 and not context.rescales:
+            return UNCOND
+        return BOTH
+
+    def inputs(self, kwargs: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Rewrite an embedded scale; complain where there is no guidance to change."""
+        if context.guidance_scale is not None:
+            return kwargs
+        if context.embedded:
+            import torch
+
+            return {**kwargs, "guidance": torch.full_like(kwargs["guidance"], self.scale)}
+        if self.scale == 1:
+            return kwargs  # without guidance the pipeline already is its conditional branch
+        raise UnsupportedError(
+            f"Guidance({self.scale:g}) needs a pipeline that runs with guidance on, but it is off at this step. "
+            "Call the pipeline with a guidance scale above 1 (FLUX: true_cfg_scale and a negative_prompt), "
+            "or use a pair that does not touch guidance."
+        )
+
+    def halves(
+        self, c: torch.Tensor | None, u: torch.Tensor | None, context: Context
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the pair whose mix at the pipeline's scale is the mix at ours."""
+        if u is None:
+            assert c is not None
+            return c, c
+        if c is None:
+            return u, u
+        if context.guidance_scale is None or context.guidance_scale == self.scale:
+            return c, u
+        r = (1 - self.scale) / (1 - context.guidance_scale)
+        return c, c + r * (u - c)
+
+
+def number(value: object, what: str) -> float:
+    """`value` as a finite float, or an InputError that names `what`."""
+    try:
+        result = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise InputError(f"The {what} must be a number, got {value!r}.") from None
+    if not math.isfinite(result):
+        raise InputError(f"The {what} must be finite, got {value!r}.")
+    return result
