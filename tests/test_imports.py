@@ -22,11 +22,12 @@ OUTSIDE = {"pipelines", "benchmarks", "notebooks", "tests"}
 FLOORS = [
     {"errors"},
     {"registry"},
-    {"levels", "attention", "imaging", "shapes", "jobs"},
+    {"levels", "attention", "jobs"},
+    {"imaging", "shapes", "mixture"},
     {"edits", "prompts", "scorers"},
     {"methods"},
     {"drivers"},
-    {"core2", "bench", "custom"},
+    {"core2", "bench", "custom", "generate"},
     {"cli"},
 ]
 SAME_UNIT = {"schedulers": "levels"}  # one subject in two files: the schedulers' side of `Levels`

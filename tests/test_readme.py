@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 import w2sdiff
 
@@ -24,7 +25,7 @@ def test_readme_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     names: dict[str, object] = {}
     ran = 0
     for number, block in enumerate(python_blocks("README.md")):
-        code = compile(block, f"README.md block {number}", "exec")
+        code = compile(block, f"README.md block {number}", "exec", dont_inherit=True)
         if not block.startswith(DOWNLOAD):
             exec(code, names)
             ran += 1
@@ -50,6 +51,7 @@ def test_printed_costs_are_what_methods_say(
     expression: str, cost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "weak").mkdir()
+    save_file({}, tmp_path / "weak" / "diffusion_pytorch_model.safetensors")
     monkeypatch.chdir(tmp_path)
     method = eval(expression, {name: getattr(w2sdiff, name) for name in w2sdiff.__all__})
     assert method.cost(num_inference_steps=50, guidance_scale=5.5) == cost
@@ -68,9 +70,13 @@ def test_every_public_method_and_edit_is_in_the_readme() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     text = (REPO / page).read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
-    missing = [link for link in links if not (REPO / page).parent.joinpath(link).exists()]
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    files = [link for link in links if not link.startswith(("http", "#"))]
+    missing = [link for link in files if not (REPO / page).parent.joinpath(link).exists()]
     assert not missing
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    anchors = {"#" + heading.lower().replace(" ", "-") for heading in headings}
+    assert {link for link in links if link.startswith("#")} <= anchors
 
 
 def test_contributing_example_method_works() -> None:
@@ -80,7 +86,7 @@ def test_contributing_example_method_works() -> None:
     (block,) = python_blocks("CONTRIBUTING.md")
     names: dict[str, object] = {"__name__": "halfway"}
     try:
-        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+        exec(compile(block, "CONTRIBUTING.md", "exec", dont_inherit=True), names)
         method = METHODS["halfway"](weak=w2sdiff.Guidance(1.0))
         assert method.cost(num_inference_steps=10, guidance_scale=5.0) == 30
         assert from_json(method.to_json()) == method
