@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from w2sdiff.errors import InputError
 
 __all__ = [
+    "ARM",
     "BACKGROUND",
     "COLOURS",
     "IMAGE_SIZE",
@@ -38,7 +39,7 @@ COLOURS = tuple(RGB)
 BACKGROUND = (30.0, 32.0, 40.0)
 
 _BLOCK = 64  # scenes drawn at once, so that the canvas stays in the cache
-_ARM = 0.42  # width of a cross's arms as a share of its size
+ARM = 0.42  # width of a cross's arms as a share of its size
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def coverage(
     elif shape == "cross":
         across, along = np.abs(dx), np.abs(dy)
         longer, shorter = np.maximum(across, along), np.minimum(across, along)
-        distance = np.maximum(longer - half, shorter - half * np.float32(_ARM))
+        distance = np.maximum(longer - half, shorter - half * np.float32(ARM))
     else:
         raise InputError(f"unknown shape {shape!r}: the world has {', '.join(SHAPES)}")
     covered: NDArray[np.float32] = np.clip(np.float32(0.5) - distance, 0, 1)

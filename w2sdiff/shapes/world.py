@@ -2,13 +2,16 @@
 
 Sixty-four by sixty-four pixels, one to four objects on a dark ground, captions in the four
 categories that GenEval (Ghosh et al. 2023, arXiv:2310.11513) made customary: a single object,
-counting, colours of two objects, position. The language is in `captions`, the drawing in
-`render`; here is what connects them, the distribution of scenes given a caption, and `batch`,
-the data set.
+counting, colours of two objects, position. The language is in `captions` and `sampling`, the
+drawing in `render`; here is what connects them: the distribution of scenes given a caption, and
+`batch`, the data set.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -25,12 +28,7 @@ from w2sdiff.shapes.captions import (
     Caption,
     Demand,
     Kind,
-    completions,
-    evaluation_captions,
-    is_held_out,
-    open_captions,
     parse,
-    sample_caption,
 )
 from w2sdiff.shapes.render import (
     BACKGROUND,
@@ -42,6 +40,13 @@ from w2sdiff.shapes.render import (
     Scene,
     coverage,
     render,
+)
+from w2sdiff.shapes.sampling import (
+    completions,
+    evaluation_captions,
+    is_held_out,
+    open_captions,
+    sample_caption,
 )
 
 __all__ = [
@@ -170,15 +175,16 @@ def _choose(
     colour_weights: Mapping[str, float] | None,
 ) -> tuple[Kind, ...]:
     u = rng.random()
-    if len(options) == 1 or not colour_weights:
+    if colour_weights is None or len(options) == 1:
         return options[int(u * len(options))]
     # Counted objects are alike and share one draw: their colour weighs once.
     weights = [
-        float(np.prod([colour_weights.get(colour, 1.0) for _, colour in set(kinds)]))
-        for kinds in options
+        math.prod(colour_weights.get(colour, 1.0) for _, colour in set(kinds)) for kinds in options
     ]
-    upto = np.cumsum(weights)
-    return options[min(int(np.searchsorted(upto, u * upto[-1], "right")), len(options) - 1)]
+    if not any(weights):  # the caption names a colour of weight 0
+        return options[int(u * len(options))]
+    upto = list(itertools.accumulate(weights))
+    return options[bisect.bisect_right(upto, u * upto[-1], hi=len(upto) - 1)]
 
 
 @lru_cache(maxsize=8)
@@ -197,7 +203,7 @@ def _layout(
     while True:
         places = low + room * rng.random((_CANDIDATES[number], number, 2))
         if number == 1:
-            return places[0]
+            return np.asarray(places[0])
         offset = places[:, one] - places[:, two]  # [candidates, pairs, 2]
         fits = (np.abs(offset).max(-1) >= apart).all(-1)
         if relation is not None:
