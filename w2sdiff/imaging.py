@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2sdiff.errors import InputError
-from w2sdiff.jobs.hashing import canonical
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +46,11 @@ def png_bytes(
 
     text = PngInfo()
     if metadata is not None:
-        text.add_itxt(FIELD, canonical(metadata))
+        try:
+            field = json.dumps(metadata, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            text.add_itxt(FIELD, field)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the metadata of a picture must be JSON: {error}") from error
     if parameters:
         text.add_itxt("parameters", parameters)
     out = io.BytesIO()

@@ -138,13 +138,13 @@ def test_one_failure_leaves_the_others_alone_and_is_tried_again(tmp_path):
     ledger = Ledger(tmp_path)
     first = run_local(ledger, tasks(3), work)
     assert (first.made, first.failed, first.complete) == (2, 1, False)
-    record = ledger.get(Item({"n": 1}))
+    record = ledger.get(Item({"n": 1}).key)
     assert record.reason == "RuntimeError: boom"
     assert "in work" in record.facts["traceback"]
     broken = False
     second = run_local(ledger, tasks(3), work)
     assert (second.made, second.found, second.complete) == (1, 2, True)
-    assert ledger.get(Item({"n": 1})).attempts == 2
+    assert ledger.get(Item({"n": 1}).key).attempts == 2
 
 
 def test_a_failed_item_of_a_batch_has_the_whole_batch_made_again(tmp_path):
@@ -198,7 +198,7 @@ def test_what_is_damaged_is_made_again_and_nothing_else(tmp_path, damage, caplog
         summary = run_local(ledger, tasks(3), write_number)
     assert (summary.made, summary.found) == (1, 2)
     assert "made again" in caplog.text
-    assert ledger.get(item).status == "done"
+    assert ledger.get(item.key).status == "done"
     assert (tmp_path / "1.txt").read_bytes() == b"1"
 
 

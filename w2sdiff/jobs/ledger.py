@@ -132,12 +132,12 @@ class Ledger:
         self._claims = folder / "claims"
         self._made: list[Path] = []
 
-    def get(self, item: Item) -> Record | None:
-        """The record of an item; None if there is none, or it or one of its files is damaged."""
-        path = self._records / f"{item.key}.json"
+    def get(self, key: str) -> Record | None:
+        """The record of a key; None if there is none, or it or one of its files is damaged."""
+        path = self._records / f"{key}.json"
         try:
             record = Record.from_json(path.read_bytes())
-            if record.key != item.key:
+            if record.key != key:
                 raise ValueError("the record of another item")
         except FileNotFoundError:
             return None
@@ -155,7 +155,7 @@ class Ledger:
 
         A batch counts as tried only once every item of it has its record.
         """
-        records = [self.get(item) for item in task.items]
+        records = [self.get(item.key) for item in task.items]
         attempts = min(record.attempts if record else 0 for record in records)
         done = [record for record in records if record and record.status == "done"]
         return (done if len(done) == len(records) else []), attempts
@@ -206,7 +206,7 @@ class Ledger:
         self.close()
 
     def _save(self, item: Item, outcome: Done | Failed) -> Record:
-        before = self.get(item)
+        before = self.get(item.key)
         files: dict[str, dict[str, Any]] = {}
         if isinstance(outcome, Done):
             for name, data in outcome.files.items():

@@ -84,7 +84,7 @@ def run_local(
                 return False
             done, attempts = ledger.state(task)
             if done or attempts > tried:  # another process was quicker
-                found = [ledger.get(item) for item in task.items]
+                found = [ledger.get(item.key) for item in task.items]
                 tell("elsewhere", task, [record for record in found if record is not None])
             else:
                 tell("made", task, claim.save(_outcomes(work, task)))

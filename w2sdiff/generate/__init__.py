@@ -1,0 +1,44 @@
+"""From prompts to pictures: what `w2sdiff generate` does, as a library.
+
+    find_model -> Settings.on_device -> choose_method -> Plan -> generate -> draw_grids
+
+A `Plan` is prompts × seeds × methods on one model; every picture in it is an item of the ledger,
+with a key made of everything that decides its pixels. `Studio` draws without a plan or a folder.
+"""
+
+from __future__ import annotations
+
+from w2sdiff.generate.again import Again, make_again
+from w2sdiff.generate.choose import choose_method, find_loras, parse_window
+from w2sdiff.generate.draw import Drawn, Shot, Studio, Verdict
+from w2sdiff.generate.models import DEFAULT_MODEL, Model, find_model
+from w2sdiff.generate.plan import Arm, Picture, Plan, cfg_scale, compared
+from w2sdiff.generate.run import draw_grids, generate
+from w2sdiff.generate.settings import DTYPES, OFFLOADS, SCHEDULERS, LoraFile, Settings
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "DTYPES",
+    "OFFLOADS",
+    "SCHEDULERS",
+    "Again",
+    "Arm",
+    "Drawn",
+    "LoraFile",
+    "Model",
+    "Picture",
+    "Plan",
+    "Settings",
+    "Shot",
+    "Studio",
+    "Verdict",
+    "cfg_scale",
+    "choose_method",
+    "compared",
+    "draw_grids",
+    "find_loras",
+    "find_model",
+    "generate",
+    "make_again",
+    "parse_window",
+]

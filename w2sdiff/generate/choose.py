@@ -1,0 +1,139 @@
+"""From the words of a command line to a method: what was asked for, and what fills the gaps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from w2sdiff.edits import Checkpoint, Edit, Edits, Guidance, Lora, parse_edits
+from w2sdiff.errors import InputError
+from w2sdiff.generate.models import Model
+from w2sdiff.generate.settings import LoraFile
+from w2sdiff.methods import METHODS, ROLES, Method, Window
+
+__all__ = ["choose_method", "find_loras", "parse_window"]
+
+
+def choose_method(
+    name: str, options: Mapping[str, Any], model: Model, guidance: float
+) -> tuple[Method, list[str]]:
+    """The method called `name` with these options, and in words what was filled in.
+
+    Without a pair, W2SD and AutoGuidance use the weak checkpoint that comes with the model; where
+    there is none, W2SD uses a guidance pair.
+
+    Args:
+        name: a name of `METHODS`.
+        options: values for the method's fields; roles as text in the grammar of edits, the window
+            as "A:B";
+            None stands for not given.
+        model: the model it will run on.
+        guidance: the scale the pipeline will be called with.
+
+    Raises:
+        InputError: unknown method, a field it does not have, or a value it does not take.
+    """
+    cls = METHODS[name]
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    given = {field: value for field, value in options.items() if value is not None}
+    for field in given:
+        if field not in fields:
+            taken = ", ".join(f"--{known}" for known in sorted(fields & options.keys())) or "none"
+            raise InputError(f"the method {name} takes no --{field} (of these it takes: {taken})")
+    for role in ROLES:
+        if role in given:
+            given[role] = parse_edits(given[role])
+    if "window" in given:
+        given["window"] = parse_window(given["window"])
+    notes: list[str] = []
+    if name in ("w2sd", "autoguidance") and not {"strong", "weak"} & given.keys():
+        pair, note = _default_pair(name, model, guidance)
+        given |= pair
+        notes.append(note)
+    return cls(**given), notes
+
+
+def parse_window(text: str) -> Window:
+    """A window from "A:B", fractions of the run; either may be left out.
+
+    Raises:
+        InputError: these are no two fractions in [0, 1].
+
+    Example:
+        >>> parse_window("0.2:0.8").stop
+        0.8
+    """
+    start, colon, stop = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return Window(float(start or 0), float(stop or 1))
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError(
+            f"expected a window such as 0:0.5, fractions of the run, got {text!r}"
+        ) from None
+
+
+def find_loras(method: Method, given: tuple[LoraFile, ...], model: Model) -> tuple[LoraFile, ...]:
+    """The LoRAs to load: those given, and those that the edits name and that come with the model.
+
+    The latter have weight 0 where no edit says otherwise.
+
+    Raises:
+        InputError: an edit names a LoRA that is neither.
+    """
+    loras = {lora.name: lora for lora in given}
+    for edit in _edits(method):
+        if not isinstance(edit, Lora) or edit.name in loras:
+            continue
+        file = model.lora(edit.name)
+        if file is None:
+            names = ", ".join([*loras, *_shipped(model)]) or "none"
+            raise InputError(
+                f"the LoRA {edit.name!r} is not loaded (there are: {names}); "
+                f"give its file with --lora {edit.name}=FILE"
+            )
+        loras[edit.name] = LoraFile(edit.name, file, 0.0)
+    return tuple(loras.values())
+
+
+def with_hashes(method: Method, loras: tuple[LoraFile, ...]) -> Method:
+    """The same method with the hash of its file in every LoRA edit, so that it has a JSON form."""
+    files = {lora.name: lora.file for lora in loras}
+
+    def add(edit: Edit) -> Edit:
+        if isinstance(edit, Lora) and edit.sha256 is None:
+            return Lora.of_file(edit.name, edit.scale, files[edit.name])
+        return edit
+
+    return method.with_edits(add)
+
+
+def _edits(method: Method) -> list[Edit]:
+    return [edit for edits in method.roles.values() for edit in edits or Edits()]
+
+
+def _shipped(model: Model) -> list[str]:
+    return sorted(file.stem for file in (model.folder / "loras").glob("*.safetensors"))
+
+
+def _default_pair(name: str, model: Model, guidance: float) -> tuple[dict[str, Any], str]:
+    guided = guidance > 1
+    if model.weak is not None:
+        weak = Checkpoint(model.weak)
+        where = f"the weak checkpoint that comes with the model ({model.weak.name})"
+        if name == "w2sd" and guided:
+            pair = {"strong": Guidance(1.0), "weak": Guidance(1.0) | weak}
+            return pair, f"no pair given: {where}, both at guidance 1 while reflecting"
+        return {"weak": weak}, f"no pair given: {where}"
+    if name == "w2sd" and guided:
+        pair = {"strong": Guidance(guidance), "weak": Guidance(0.0)}
+        return pair, f"no pair given: guidance {guidance:g} against guidance 0 (Z-Sampling's pair)"
+    raise InputError(
+        f"the method {name} needs a pair: {model.name} comes with no weak checkpoint"
+        + ("" if name != "w2sd" else ", and with guidance off there is no guidance pair")
+        + "; give --weak, for example --weak checkpoint=FOLDER"
+    )

@@ -1,0 +1,291 @@
+"""A loaded pipeline that draws: prompts and seeds in, pictures with their cost and verdict out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from w2sdiff.drivers import Run, RunStats, attach
+from w2sdiff.errors import InputError, W2SDiffError
+from w2sdiff.generate.models import Model
+from w2sdiff.generate.pipeline import call_parameters, load_pipeline
+from w2sdiff.generate.settings import Settings
+from w2sdiff.imaging import open_image
+from w2sdiff.methods import Method
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Drawn", "Shot", "Studio", "Verdict"]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What one picture is of: prompt, seed of its start noise, its columns of the prompt file."""
+
+    prompt: str
+    seed: int
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `Shot(**data)` is the inverse."""
+        return {"prompt": self.prompt, "seed": self.seed, "columns": dict(self.columns)}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the oracle of the embedded world says of a picture."""
+
+    obeyed: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture, or why there is none, and what it cost.
+
+    Attributes:
+        image: the picture; None if something is wrong with it.
+        reason: what is wrong with it.
+        evaluations: single-branch evaluations of the network for this picture.
+        calls: calls of the network for the batch it was in.
+        seconds: time of the batch it was in, divided by the pictures in it.
+        group: the shots that were made together: the batch, or the part of it that the memory held.
+        place: its index in the group.
+        notes: remarks of the run.
+        verdict: the oracle's, on a caption of the embedded world.
+    """
+
+    image: Image | None
+    reason: str | None
+    evaluations: int
+    calls: int
+    seconds: float
+    group: tuple[Shot, ...]
+    place: int
+    notes: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+
+
+class Studio:
+    """A model loaded with settings; draws with any method, several pictures at a time.
+
+    The pipeline is loaded at the first picture. Consecutive pictures of one method share one
+    `attach`, so that a checkpoint pair is loaded once.
+
+    Args:
+        model: which model.
+        settings: how, resolved by `Settings.on_device`.
+        on_step: told after every denoising step, for a progress bar: steps done, steps in all.
+
+    Example:
+        >>> from w2sdiff import Plain
+        >>> from w2sdiff.generate import Settings, Shot, Studio, find_model
+        >>> settings = Settings(steps=2, guidance=3.0, device="cpu", dtype="float32")
+        >>> with Studio(find_model("shapes-unet"), settings) as studio:
+        ...     [drawn] = studio.draw(Plain(), [Shot("a red circle", seed=0)])
+        >>> drawn.evaluations
+        4
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        *,
+        on_step: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self._on_step = on_step
+        self._pipe: Any = None
+        self._attached = ExitStack()
+        self._method: Method | None = None
+        self._run: Run | None = None
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, loaded when first asked for."""
+        if self._pipe is None:
+            self._pipe = load_pipeline(self.model, self.settings)
+            # Every pipeline reports its steps to what this returns, also those without callbacks.
+            self._pipe.progress_bar = self._bar
+        return self._pipe
+
+    def __enter__(self) -> Studio:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attached.close()
+        self._method = self._run = None
+
+    def draw(self, method: Method, shots: Sequence[Shot]) -> list[Drawn]:
+        """Draw the shots together; where the memory does not suffice, in halves.
+
+        A picture that is black, of one colour, or not a number at all is reported, not returned.
+
+        Raises:
+            InputError: the pipeline refuses the call.
+            UnsupportedError: the pipeline or scheduler cannot do what the method asks for.
+        """
+        self._attach(method)
+        return self._in_halves(list(shots))
+
+    def _attach(self, method: Method) -> None:
+        if self._method == method:
+            return
+        self._attached.close()
+        self._method = None
+        self._run = self._attached.enter_context(attach(self.pipe, method))
+        self._method = method
+
+    def _in_halves(self, shots: list[Shot]) -> list[Drawn]:
+        try:
+            return self._together(shots)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Outside of the handler: the exception held on to the tensors of the failed call.
+        _free_memory()
+        if len(shots) == 1:
+            return [Drawn(None, "out of memory", 0, 0, 0.0, tuple(shots), 0)]
+        half = len(shots) // 2
+        return self._in_halves(shots[:half]) + self._in_halves(shots[half:])
+
+    def _together(self, shots: list[Shot]) -> list[Drawn]:
+        assert self._run is not None
+        names = shots[0].columns.keys()
+        self._run.columns = {name: [shot.columns[name] for shot in shots] for name in names}
+        try:
+            output = self.pipe(**self._arguments(shots))
+        except W2SDiffError:
+            raise
+        except (ValueError, NotImplementedError) as error:
+            raise InputError(_explained(error, self.model)) from error
+        stats = self._run.stats
+        return [self._drawn(image, stats, shots, i) for i, image in enumerate(output.images)]
+
+    def _drawn(self, pixels: Any, stats: RunStats, shots: list[Shot], place: int) -> Drawn:
+        image, reason = _picture(pixels)
+        judged = self.model.is_shapes and image is not None
+        return Drawn(
+            image,
+            reason,
+            evaluations=stats.evaluations,
+            calls=stats.calls,
+            seconds=round(stats.seconds / len(shots), 4),
+            group=tuple(shots),
+            place=place,
+            notes=tuple(stats.notes),
+            verdict=_judged(image, shots[place].prompt) if judged else None,
+        )
+
+    def _arguments(self, shots: list[Shot]) -> dict[str, Any]:
+        import torch
+
+        settings, accepted = self.settings, call_parameters(self.pipe)
+        arguments: dict[str, Any] = {
+            "prompt": [shot.prompt for shot in shots],
+            # Noise comes from the CPU and the picture's own seed: no device or batch changes it.
+            "generator": [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots],
+            "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance,
+            "true_cfg_scale": settings.true_cfg,
+            "strength": settings.image_strength,
+            # Small models know none of the sizes it rounds to; without it a size is as asked for.
+            "use_resolution_binning": False,
+            "output_type": "np",
+        }
+        if settings.negative is not None:
+            arguments["negative_prompt"] = [settings.negative] * len(shots)
+        if settings.size:
+            arguments["width"], arguments["height"] = settings.size
+        if settings.image:
+            arguments["image"] = [_start_image(settings)] * len(shots)
+        return {
+            name: value
+            for name, value in arguments.items()
+            if value is not None and name in accepted
+        }
+
+    def _bar(self, _iterable: Any = None, total: int | None = None) -> _Bar:
+        return _Bar(total or self.settings.steps, self._on_step)
+
+
+class _Bar:
+    """What a pipeline takes for its progress bar."""
+
+    def __init__(self, total: int, on_step: Callable[[int, int], None]) -> None:
+        self.total = total
+        self._done = 0
+        self._on_step = on_step
+
+    def update(self, n: int = 1) -> None:
+        self._done += n
+        self._on_step(self._done, self.total)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _start_image(settings: Settings) -> Image:
+    assert settings.image is not None
+    image = open_image(settings.image)
+    size = settings.size or (max(8, image.width // 8 * 8), max(8, image.height // 8 * 8))
+    return image if image.size == size else image.resize(size)
+
+
+def _picture(pixels: Any) -> tuple[Image | None, str | None]:
+    """[H, W, 3] in 0..1 -> the picture, or what is wrong with it."""
+    import numpy as np
+    from PIL import Image
+
+    if not np.isfinite(pixels).all():
+        return None, "the picture is not a number (NaN): the numbers overflowed; try dtype float32"
+    whole = (pixels * 255).round().astype("uint8")
+    if whole.max() == 0:
+        return None, "the picture is black"
+    if whole.min() == whole.max():
+        return None, "the picture is of one colour"
+    return Image.fromarray(whole), None
+
+
+def _judged(image: Image | None, prompt: str) -> Verdict | None:
+    """The oracle's verdict; None for another size or what is no caption of its world."""
+    from w2sdiff.shapes import judge
+
+    try:
+        verdict = judge(image, prompt)
+    except InputError:
+        return None
+    return Verdict(verdict.obeyed, verdict.why)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    words = str(error).lower()
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "out of memory" in words
+        or "can't allocate memory" in words
+    )
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _explained(error: Exception, model: Model) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{model.pipeline} refuses the call: {first}"

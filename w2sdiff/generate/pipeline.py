@@ -1,0 +1,169 @@
+"""Load a stock pipeline with these settings."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.generate.models import DENOISERS, Model
+from w2sdiff.generate.settings import SCHEDULERS, Settings
+
+__all__ = ["call_parameters", "load_pipeline"]
+
+
+def load_pipeline(model: Model, settings: Settings) -> Any:
+    """The stock pipeline of a model, on its device, with its LoRAs loaded.
+
+    Only safetensors are read and no code that comes with a model is run. `settings` must be
+    resolved (`Settings.on_device`).
+
+    Raises:
+        InputError: the files cannot be loaded, or the options do not fit the pipeline.
+        UnsupportedError: the pipeline cannot do what was asked.
+    """
+    import torch
+    from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
+
+    loader: Any = AutoPipelineForImage2Image if settings.image else DiffusionPipeline
+    options: dict[str, Any] = {_dtype_word(): getattr(torch, settings.dtype)}
+    if settings.image and model.pipeline.endswith("Img2ImgPipeline"):
+        loader = DiffusionPipeline
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside diffusers and transformers
+            pipe = loader.from_pretrained(
+                model.folder,
+                use_safetensors=True,
+                variant=model.variant,
+                local_files_only=True,
+                **options,
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        if settings.image and "AutoPipeline" in str(error):
+            raise UnsupportedError(f"{model.pipeline} has no image-to-image form") from error
+        raise InputError(f"cannot load {model.name}: {_first_line(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    if settings.scheduler:
+        _set_scheduler(pipe, settings.scheduler)
+    _load_loras(pipe, settings)
+    _check_options(pipe, settings)
+    _place(pipe, settings)
+    return pipe
+
+
+def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """What the pipeline can be called with."""
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def _dtype_word() -> str:
+    """What diffusers calls it: the keyword was renamed in 0.40."""
+    import diffusers
+
+    major, minor = (int(part) for part in diffusers.__version__.split(".")[:2])
+    return "dtype" if (major, minor) >= (0, 40) else "torch_dtype"
+
+
+def _set_scheduler(pipe: Any, name: str) -> None:
+    import diffusers
+
+    cls: Any = getattr(diffusers, SCHEDULERS[name])
+    flow = "FlowMatch" in type(pipe.scheduler).__name__
+    if flow != (name == "flow-euler") and not pipe.scheduler.config.get("use_flow_sigmas", False):
+        kind = "a flow" if flow else "no flow"
+        raise InputError(
+            f"the scheduler {name!r} does not fit: {type(pipe).__name__} is {kind} model "
+            f"({type(pipe.scheduler).__name__})"
+        )
+    try:
+        pipe.scheduler = cls.from_config(pipe.scheduler.config)
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        raise InputError(
+            f"the scheduler {name!r} does not take this model's settings: {_first_line(error)}"
+        ) from error
+
+
+def _load_loras(pipe: Any, settings: Settings) -> None:
+    if not settings.loras:
+        return
+    if not hasattr(pipe, "load_lora_weights"):
+        raise UnsupportedError(f"diffusers loads no LoRAs into {type(pipe).__name__}")
+    for lora in settings.loras:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                folder, file = str(lora.file.parent), lora.file.name
+                pipe.load_lora_weights(folder, weight_name=file, adapter_name=lora.name)
+        except Exception as error:  # any shape or key error of three libraries
+            raise InputError(
+                f"the LoRA {lora.file} does not fit {type(pipe).__name__}: {_first_line(error)}"
+            ) from error
+        if lora.name not in {name for names in pipe.get_list_adapters().values() for name in names}:
+            raise InputError(
+                f"the file {lora.file} holds no LoRA weights for {type(pipe).__name__}"
+            )
+    pipe.set_adapters([x.name for x in settings.loras], [x.weight for x in settings.loras])
+
+
+def _check_options(pipe: Any, settings: Settings) -> None:
+    accepted = call_parameters(pipe)
+    wanted = {
+        "a negative prompt": ("negative_prompt", settings.negative),
+        "a true CFG scale": ("true_cfg_scale", settings.true_cfg),
+        "an image": ("image", settings.image),
+        "an image strength": ("strength", settings.image_strength),
+    }
+    for what, (name, value) in wanted.items():
+        if value is not None and name not in accepted:
+            raise UnsupportedError(f"{type(pipe).__name__} takes no {what.split(' ', 1)[1]}")
+    if settings.attention_backend:
+        _set_attention(pipe, settings.attention_backend)
+
+
+def _set_attention(pipe: Any, backend: str) -> None:
+    for denoiser in _denoisers(pipe):
+        processors = getattr(denoiser, "attn_processors", {}).values()
+        if not hasattr(denoiser, "set_attention_backend") or not any(
+            hasattr(processor, "_attention_backend") for processor in processors
+        ):  # diffusers passes over such processors without a word
+            raise UnsupportedError(
+                f"the attention of {type(denoiser).__name__} has no choice of backends in diffusers"
+            )
+        try:
+            denoiser.set_attention_backend(backend)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise InputError(f"attention backend {backend!r}: {_first_line(error)}") from error
+
+
+def _place(pipe: Any, settings: Settings) -> None:
+    import torch
+
+    match settings.offload:
+        case "none":
+            pipe.to(settings.device)
+        case "model":
+            pipe.enable_model_cpu_offload(device=settings.device)
+        case "sequential":
+            pipe.enable_sequential_cpu_offload(device=settings.device)
+        case "group":
+            pipe.enable_group_offload(
+                onload_device=torch.device(settings.device),
+                offload_device=torch.device("cpu"),
+                offload_type="leaf_level",
+                use_stream=settings.device.startswith("cuda"),
+            )
+    if settings.compile:
+        for denoiser in _denoisers(pipe):
+            denoiser.compile()
+
+
+def _denoisers(pipe: Any) -> list[Any]:
+    found = (getattr(pipe, name, None) for name in DENOISERS)
+    return [denoiser for denoiser in found if denoiser is not None]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
