@@ -102,8 +102,8 @@ def _weave(owner: type) -> Woven:
     cut = _statement_with_step(loop, refuse)
     again, after = loop.body[: cut + 1], loop.body[cut + 1 :]
     latents = _latents(again[-1], refuse)
-    _check_repeatable(again, latents, refuse)
-    inputs = _inputs(again, loop, latents)
+    _check_repeatable(again, latents, _set_outside(function, loop), refuse)
+    inputs = _inputs(again, loop, latents, _stored(function) | _parameters(function))
     _rewrite(function, loop, again, after, latents, inputs, refuse)
     return Woven(_compile(tree, original), inputs)
 
@@ -214,7 +214,7 @@ def _check_function(original: Any, function: ast.FunctionDef, refuse: _Refusal) 
             raise refuse(node, "it is a generator or a coroutine")
 
 
-def _check_repeatable(again: list[ast.stmt], latents: str, refuse: _Refusal) -> None:
+def _check_repeatable(again: list[ast.stmt], latents: str, initialised: set[str], refuse: _Refusal) -> None:
     """Refuse whatever would come out differently when A runs more than once per step."""
     for statement in again:
         for node in ast.walk(statement):
@@ -232,20 +232,38 @@ def _check_repeatable(again: list[ast.stmt], latents: str, refuse: _Refusal) -> 
     sets = [node for node in sets if node.id == latents and isinstance(node.ctx, ast.Store)]
     if len(sets) != len(list(_steps(again[-1]))):
         raise refuse(sets[0], f"it rebinds {latents!r}, which scheduler.step receives")
-    carried = _carried(again) - {latents}
+    carried = _carried(again, initialised) - {latents}
     if carried:
         raise refuse(again[0], f"it carries {sorted(carried)} from one step to the next")
 
 
-def _carried(again: list[ast.stmt]) -> set[str]:
-    """Variables that A both sets and may read before setting: their value survives from one run of A to the next."""
+def _carried(again: list[ast.stmt], initialised: set[str]) -> set[str]:
+    """Variables that A both sets and may read before setting: their value survives from one run of A to the next.
+
+    A variable that is set under one condition and read under another (`noise_pred_text`) is fine as long as nothing but an
+    earlier statement of A can have set it.
+    """
     stored = set().union(*map(_stored, again))
-    certain: set[str] = set()
+    certain: set[str] = set()  # set by an earlier statement of A, whatever the conditions
+    possible: set[str] = set()  # set by an earlier statement of A, under some condition
     carried: set[str] = set()
     for statement in again:
-        carried |= (_read_first(statement, certain) & stored) - certain
+        early = (_read_first(statement, certain) & stored) - certain
+        carried |= early & (initialised | (early - possible))
         certain |= _surely_stored(statement)
+        possible |= _stored(statement)
     return carried
+
+
+def _set_outside(function: ast.FunctionDef, loop: ast.For) -> set[str]:
+    """Parameters, and variables set anywhere but in the loop's own statements before the step."""
+    inside = {id(node) for node in ast.walk(loop)}
+    names = [node for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return _parameters(function) | {node.id for node in names if id(node) not in inside}
+
+
+def _parameters(function: ast.FunctionDef) -> set[str]:
+    return {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
 
 
 def _read_first(statement: ast.stmt, certain: set[str]) -> set[str]:
@@ -301,8 +319,9 @@ def _name_of(func: ast.expr) -> str:
 # ---------------------------------------------------------------------------------------------------------- the rewriting
 
 
-def _inputs(again: list[ast.stmt], loop: ast.For, latents: str) -> tuple[str, ...]:
-    loaded = set().union(*map(_loaded, again))
+def _inputs(again: list[ast.stmt], loop: ast.For, latents: str, variables: set[str]) -> tuple[str, ...]:
+    """Local variables that A reads and does not set; never a global, which rebinding would make local."""
+    loaded = set().union(*map(_loaded, again)) & variables
     stored = set().union(*map(_stored, again)) | _stored(loop.target)
     return tuple(sorted(loaded - stored - {"self", latents}))
 

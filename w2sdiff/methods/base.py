@@ -115,8 +115,9 @@ class Window:
                 )
         if self.start > self.stop:
             raise InputError(f"window start {self.start} lies after its stop {self.stop}.")
-        if self.steps is not None and self.when is not None:
-            raise InputError("A window is given by steps or by a function, not by both.")
+        ways = [(self.start, self.stop) != (0, 1), self.steps is not None, self.when is not None]
+        if sum(ways) > 1:
+            raise InputError("A window is given by fractions, by steps or by a function, not by two of them.")
         if self.steps is not None:
             object.__setattr__(self, "steps", tuple(self.steps))
             if any(not isinstance(step, int) or step < 0 for step in self.steps):
