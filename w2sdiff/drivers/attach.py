@@ -53,13 +53,15 @@ def attach(
     """
     if not isinstance(method, Method):
         raise InputError(f"attach takes a method such as W2SD(...), got {method!r}.")
+    if not callable(pipe) or not hasattr(pipe, "scheduler"):
+        raise InputError(f"attach takes a loaded diffusers pipeline, got {type(pipe).__name__}.")
     if SLOT in pipe.__dict__:
         raise InputError("This pipeline is attached already; leave the first `with attach(...)` before the next.")
-    denoisers = [name for name in DENOISERS if pipe.__dict__.get(name) is not None]
-    if not denoisers:
-        raise UnsupportedError(f"{type(pipe).__name__} has none of the denoisers {', '.join(DENOISERS)}.")
     called = type(pipe)
     owner, woven = woven_call(called)
+    denoisers = [name for name in DENOISERS if pipe.__dict__.get(name) is not None]
+    if not denoisers:
+        raise UnsupportedError(f"{called.__name__} has none of the denoisers {', '.join(DENOISERS)}.")
     family = family or family_of(pipe)
     _check_guidance(called, method, family)
     run = Run(pipe, method, woven, family, columns or {}, denoisers)

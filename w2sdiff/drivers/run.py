@@ -69,7 +69,7 @@ class Run:
         """Run the woven `__call__`."""
         self.stats = RunStats(notes=self._notes())
         self._levels = None
-        self.context.columns = self.columns
+        self.context.begin_call(self.columns)
         self._words = Words.of(self._roles, self.context, self._woven)
         started = time.perf_counter()
         try:
@@ -115,9 +115,6 @@ class Run:
         self._frame = frame
         self._words.step_begins(frame)
         this = self._offset + self._index
-        counted = getattr(self._scheduler, "_step_index", None)
-        if counted is not None and counted != this:
-            raise UnsupportedError(f"The scheduler is at step {counted}, the pipeline's loop at step {this}.")
         self._step = Step(x, this, self.method.window.contains(self._index, self._num_steps), self.levels)
         self._conversation = self.method.steps(self._step)
         self.asking, self.left = True, None
@@ -139,7 +136,7 @@ class Run:
         """`scheduler.step`: hand the prediction to the method; make the real step when it has finished."""
 
         def step(*args: Any, **kwargs: Any) -> Any:
-            self._check_network_ran()
+            self._check_in_step(scheduler)
             prediction = kwargs["model_output"] if "model_output" in kwargs else args[0]
             assert self._conversation is not None
             try:
@@ -199,12 +196,15 @@ class Run:
         self.stats.calls += self._branches.network_calls - before[1]
         return output
 
-    def _check_network_ran(self) -> None:
+    def _check_in_step(self, scheduler: Any) -> None:
         if self._branches is None or self._branches.asked == 0:
             raise UnsupportedError(
                 f"{type(self.context.pipe).__name__} stepped without calling {' or '.join(self.context.denoisers)}; "
                 "its network is reached in a way the driver does not see."
             )
+        counted = getattr(scheduler, "_step_index", None)
+        if counted is not None and counted != self._step.this:
+            raise UnsupportedError(f"The scheduler is at step {counted}, the pipeline's loop at {self._step.this}; refused.")
 
     def _real_step(self, scheduler: Any, args: Any, kwargs: Any, prediction: torch.Tensor, x: torch.Tensor) -> Any:
         self._leave()

@@ -57,18 +57,33 @@ class Context:
     embedded: bool = False
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    _memory: dict[Hashable, Any] = field(default_factory=dict)
+    _attached: dict[Hashable, Any] = field(default_factory=dict)
+    _in_call: dict[Hashable, Any] = field(default_factory=dict)
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Value of `make()`, made once per `attach` (a loaded checkpoint, cached scalings)."""
-        if key not in self._memory:
-            self._memory[key] = make()
-        value: T = self._memory[key]
-        return value
+        """Value of `make()`, made once per `attach` (a loaded checkpoint)."""
+        return _once(self._attached, key, make)
+
+    def remember_in_call(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Value of `make()`, made once per call of the pipeline (what depends on adapters the user may change)."""
+        return _once(self._in_call, key, make)
+
+    def begin_call(self, columns: Mapping[str, Sequence[str]]) -> None:
+        """A new call of the pipeline starts, with these columns."""
+        self.columns = columns
+        self._in_call.clear()
 
     def forget(self) -> None:
         """Let go of everything remembered."""
-        self._memory.clear()
+        self._attached.clear()
+        self._in_call.clear()
+
+
+def _once(memory: dict[Hashable, Any], key: Hashable, make: Callable[[], T]) -> T:
+    if key not in memory:
+        memory[key] = make()
+    value: T = memory[key]
+    return value
 
 
 class Edit:

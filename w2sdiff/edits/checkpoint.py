@@ -122,7 +122,7 @@ class Checkpoint(Edit):
             context.tap(other)
             others[name] = other
         if not others:
-            raise InputError(f"{self.source} has none of the pipeline's denoisers ({', '.join(context.denoisers)}).")
+            raise InputError(f"{_called(self.source)} has none of the pipeline's denoisers ({', '.join(context.denoisers)}).")
         return others
 
     def _load(self, name: str, called: Any) -> nn.Module | None:
@@ -184,9 +184,13 @@ def _check_fits(other: nn.Module, called: nn.Module, source: object) -> None:
     for key in SAME:
         if ours.get(key) != theirs.get(key):
             raise UnsupportedError(
-                f"{source} cannot stand in for the pipeline's denoiser: its {key} is {theirs.get(key)}, "
+                f"{_called(source)} cannot stand in for the pipeline's denoiser: its {key} is {theirs.get(key)}, "
                 f"the pipeline's {ours.get(key)}. Weak and strong must share latents and text encoders."
             )
+
+
+def _called(source: object) -> str:
+    return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
 def _plain(module: Any) -> Any:

@@ -77,7 +77,7 @@ class Lora(Edit):
         """Assign the role's scalings; the returned function assigns the old ones."""
         denoisers = [context.pipe.__dict__[name] for name in context.denoisers]
         key = ("lora", self, *map(id, denoisers))
-        switches: list[Switch] = context.remember(key, lambda: self._switches(denoisers))
+        switches: list[Switch] = context.remember_in_call(key, lambda: self._switches(denoisers))
         for owner, slot, role, _ in switches:
             owner[slot] = role
 
