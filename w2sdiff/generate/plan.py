@@ -152,7 +152,8 @@ class Plan:
         return found
 
     def _groups(self) -> Iterator[tuple[Picture, ...]]:
-        for arm in self.arms:
+        # The method first: if it cannot run, that shows before anything is written.
+        for arm in reversed(self.arms):
             names = columns_used(arm.method)
             pairs = [(row, seed) for row in self.rows for seed in self.seeds]
             for start in range(0, len(pairs), self.batch):

@@ -8,7 +8,7 @@ one `Done` or `Failed` per item.
 
 from __future__ import annotations
 
-from w2sdiff.jobs.files import write_whole
+from w2sdiff.jobs.files import check_writable, write_whole
 from w2sdiff.jobs.hashing import canonical, digest, file_sha256
 from w2sdiff.jobs.ledger import Claim, Done, Failed, Item, Ledger, Record, Task
 from w2sdiff.jobs.local import Event, Summary, run_local
@@ -24,6 +24,7 @@ __all__ = [
     "Summary",
     "Task",
     "canonical",
+    "check_writable",
     "digest",
     "file_sha256",
     "run_local",

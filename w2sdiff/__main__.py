@@ -1,0 +1,9 @@
+"""`python -m w2sdiff`: the same as the command `w2sdiff`."""
+
+from __future__ import annotations
+
+import sys
+
+from w2sdiff.cli import main
+
+sys.exit(main())

@@ -1,0 +1,299 @@
+"""`w2sdiff generate`: pictures from prompts, with any method, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from w2sdiff.cli.interrupt import Interrupt
+from w2sdiff.cli.report import Reporter, hush_libraries
+from w2sdiff.errors import InputError
+
+if TYPE_CHECKING:
+    from w2sdiff.generate import LoraFile, Picture, Plan
+    from w2sdiff.jobs import Event, Ledger, Summary
+    from w2sdiff.prompts import PromptRow
+
+__all__ = ["EPILOG", "generate"]
+
+_EPILOG = """
+EDITS say what is different about the network while a role speaks: KIND=VALUE or KIND:ARGUMENT=VALUE,
+separated by commas; a value with a comma in it stands in double quotes. They are: guidance=1
+(another guidance scale), lora:NAME=-1.5 (a LoRA at this weight), checkpoint=FOLDER (another
+denoiser), prompt="{prompt}, best quality" or prompt=@COLUMN of the prompt file,
+prompt:negative=TEXT. `w2sdiff list edits` shows them all.
+
+Example: w2sdiff generate "a red circle" --weak lora:dpo=-1.5,guidance=1 --strong guidance=1
+--lora dpo=dpo.safetensors
+
+Running the same command again makes only what is not there yet. Ctrl-C finishes the picture in
+hand; a second one stops at once. Exit codes: 0 all is there, 1 something failed, 2 wrong input.
+"""
+EPILOG = "\n\n".join(" ".join(part.split()) for part in _EPILOG.split("\n\n"))
+
+_METHOD, _MODEL, _MACHINE, _OUTPUT = "Method", "Model", "Machine", "Output"
+
+
+def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
+
+
+def generate(
+    prompt: Annotated[list[str] | None, typer.Argument(help="One prompt or several.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A .txt, .csv, .tsv or .jsonl file of prompts.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="The negative prompt.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. Default: the model's.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale. Default: the model's.")
+    ] = None,
+    true_cfg: Annotated[
+        float | None, typer.Option("--true-cfg", help="Scale of true guidance, for FLUX.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="ddim, euler, unipc, ... Default: the model's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture of every prompt.")] = 0,
+    count: Annotated[int, typer.Option(help="Pictures per prompt: seed, seed + 1, ...")] = 1,
+    size: Annotated[
+        str | None, typer.Option(help="Pixels, in multiples of 8.", metavar="N or WxH")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    image_strength: Annotated[
+        float | None, typer.Option(help="How much of it is redrawn, above 0, at most 1.")
+    ] = None,
+    method: Annotated[
+        str, _option(_METHOD, "w2sd, zigzag, autoguidance, plain, ...; see `list methods`.")
+    ] = "w2sd",
+    strong: Annotated[str | None, _option(_METHOD, "The strong model.", metavar="EDITS")] = None,
+    weak: Annotated[str | None, _option(_METHOD, "The weak model.", metavar="EDITS")] = None,
+    base: Annotated[
+        str | None, _option(_METHOD, "The model that takes the steps.", metavar="EDITS")
+    ] = None,
+    times: Annotated[int | None, _option(_METHOD, "Reflections per step.")] = None,
+    window: Annotated[
+        str | None, _option(_METHOD, "Where in the run, as fractions: 0:0.5.", metavar="A:B")
+    ] = None,
+    inversion: Annotated[
+        str | None, _option(_METHOD, "exact, or reference: as the published code does it.")
+    ] = None,
+    scale: Annotated[float | None, _option(_METHOD, "Scale of autoguidance.")] = None,
+    model: Annotated[
+        str | None,
+        _option(
+            _MODEL, "shapes-unet (default), shapes-dit, a folder, or a hub id.", metavar="NAME"
+        ),
+    ] = None,
+    variant: Annotated[str | None, _option(_MODEL, "Variant of the weights, such as fp16.")] = None,
+    revision: Annotated[str | None, _option(_MODEL, "Branch, tag or commit of a hub id.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        _option(
+            _MODEL,
+            "Load a LoRA, at weight 1 unless @W or an edit says otherwise; may be given again.",
+            metavar="NAME=FILE@W",
+        ),
+    ] = None,
+    device: Annotated[str, _option(_MACHINE, "auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, _option(_MACHINE, "auto, float32, float16 or bfloat16.")] = "auto",
+    batch: Annotated[int, _option(_MACHINE, "Pictures made together.")] = 1,
+    offload: Annotated[str, _option(_MACHINE, "none, model, sequential or group.")] = "none",
+    compile_: Annotated[bool, _option(_MACHINE, "Compile the denoiser.", "--compile")] = False,
+    attention_backend: Annotated[
+        str | None, _option(_MACHINE, "Attention backend, as diffusers names it.")
+    ] = None,
+    out: Annotated[Path, _option(_OUTPUT, "Folder of the pictures.", "--out", "-o")] = Path("out"),
+    compare: Annotated[
+        bool, _option(_OUTPUT, "Also weak and strong alone, and a sheet per prompt.", "--compare")
+    ] = False,
+    dry_run: Annotated[
+        bool, _option(_OUTPUT, "Only say what it would make and cost.", "--dry-run")
+    ] = False,
+    quiet: Annotated[bool, _option(_OUTPUT, "Say nothing but errors.", "--quiet", "-q")] = False,
+    as_json: Annotated[bool, _option(_OUTPUT, "JSON lines on stdout.", "--json")] = False,
+    debug: Annotated[bool, _option(_OUTPUT, "Show where an error came from.", "--debug")] = False,
+) -> None:
+    """Draw pictures from prompts, with the cost said before and counted after.
+
+    Without --model it draws the embedded world of coloured shapes: nothing is downloaded.
+    """
+    reporter = Reporter(quiet=quiet, as_json=as_json)
+    rows = _rows(prompt or [], prompts)
+    with hush_libraries(debug=debug):
+        from w2sdiff import generate as library
+        from w2sdiff.jobs import Ledger, check_writable
+
+        found = library.find_model(
+            model or library.DEFAULT_MODEL, variant=variant, revision=revision
+        )
+        settings = library.Settings(
+            steps=found.default("num_inference_steps", 50) if steps is None else steps,
+            guidance=found.default("guidance_scale", 1.0) if guidance is None else guidance,
+            true_cfg=true_cfg,
+            negative=negative,
+            size=_size(size),
+            scheduler=scheduler,
+            image=image,
+            image_strength=image_strength,
+            loras=tuple(map(_lora, lora or [])),
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            compile=compile_,
+            attention_backend=attention_backend,
+        ).on_device(small=found.is_shapes)
+        options: dict[str, Any] = {"strong": strong, "weak": weak, "base": base, "window": window}
+        options |= {"times": times, "inversion": inversion, "scale": scale}
+        chosen, notes = library.choose_method(
+            method, options, found, library.cfg_scale(found, settings)
+        )
+        loras = library.find_loras(chosen, settings.loras, found)
+        settings = dataclasses.replace(settings, loras=loras)
+        arms = library.compared(chosen, method) if compare else (library.Arm(method, chosen),)
+        if not 1 <= count <= 1_000_000:
+            raise InputError(f"expected a count from 1 to 1000000, got {count}")
+        seeds = tuple(range(seed, seed + count))
+        plan = library.Plan(found, settings, arms, tuple(rows), seeds, batch)
+        check_writable(out)
+        with Ledger(out) as ledger:
+            _announce(reporter, plan, ledger, notes)
+            if dry_run:
+                return
+            summary = _draw(reporter, plan, ledger, sheets=compare)
+    _conclude(reporter, summary, out)
+
+
+def _draw(reporter: Reporter, plan: Plan, ledger: Ledger, *, sheets: bool) -> Summary:
+    from w2sdiff import generate as library
+
+    total = len(plan.pictures)
+    stopping = "stopping after the picture in hand; Ctrl-C again to stop at once"
+    with reporter.bar(total, "loading") as bar, Interrupt(lambda: reporter.note(stopping)) as stop:
+
+        def on_picture(picture: Picture, event: Event) -> None:
+            bar.advance(picture.arm.label)
+            _tell(reporter, ledger.folder, picture, event)
+
+        summary = library.generate(
+            plan,
+            ledger,
+            on_picture=on_picture,
+            on_step=lambda done, steps: bar.step(done, steps, plan.batch),
+            stopping=stop,
+        )
+        for path in library.draw_grids(plan, ledger) if sheets else []:
+            reporter.result(str(path), "sheet", file=str(path))
+    return summary
+
+
+def _announce(reporter: Reporter, plan: Plan, ledger: Ledger, notes: list[str]) -> None:
+    """Say what will be made and what it costs, before anything is loaded."""
+    from w2sdiff.methods import Plain
+
+    chosen = plan.arms[-1]
+    cost, plain = plan.cost(chosen.method), plan.cost(Plain())
+    left = sum(len(task.items) for task, _ in plan.batches if not ledger.state(task)[0])
+    for note in notes:
+        reporter.note(f"{chosen.label}: {note}")
+    reporter.note(
+        f"{chosen.label} on {plan.model.name}: {plan.settings.steps} steps, {cost} evaluations "
+        f"a picture, plain sampling {plain} (×{cost / plain:.2f})"
+    )
+    total = len(plan.pictures)
+    there = f", {total - left} of them there already" if left < total else ""
+    reporter.note(f"{total} pictures, {plan.evaluations} evaluations in all{there}")
+    reporter.result(
+        "",
+        "plan",
+        model=plan.model.name,
+        method=plan.method_json(chosen),
+        notes=notes,
+        pictures=total,
+        left=left,
+        evaluations=plan.evaluations,
+        evaluations_per_picture=cost,
+        plain_evaluations_per_picture=plain,
+        out=str(ledger.folder),
+    )
+
+
+def _tell(reporter: Reporter, folder: Path, picture: Picture, event: Event) -> None:
+    record = event.record
+    files = [str(folder / name) for name in record.files]
+    if event.kind == "failed":
+        reporter.note(f"failed: {picture.shot.prompt[:60]!r}, {record.reason}")
+    reporter.result(
+        "\n".join(files),
+        "picture",
+        status=event.kind,
+        file=files[0] if files else None,
+        prompt=picture.shot.prompt,
+        prompt_id=picture.row.id,
+        seed=picture.shot.seed,
+        arm=picture.arm.label,
+        reason=record.reason,
+        **{name: record.facts.get(name) for name in ("evaluations", "seconds", "verdict")},
+    )
+
+
+def _conclude(reporter: Reporter, summary: Summary, out: Path) -> None:
+    counts = dataclasses.asdict(summary)
+    words = {
+        "made": "made",
+        "found": "there already",
+        "elsewhere": "made by another process",
+        "failed": "failed",
+        "left": "not reached",
+    }
+    parts = [f"{counts[name]} {word}" for name, word in words.items() if counts[name]]
+    reporter.note(f"{', '.join(parts)}; in {out}")
+    reporter.result("", "summary", **counts)
+    if summary.left:
+        raise typer.Exit(130)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _rows(given: list[str], file: Path | None) -> list[PromptRow]:
+    from w2sdiff.prompts import PromptRow, check_prompt, read_prompts
+
+    rows = []
+    for number, text in enumerate(given, 1):
+        check_prompt(text, f"prompt {number}")
+        rows.append(PromptRow(str(number), text))
+    if file is not None:
+        rows += read_prompts(file)
+    if not rows:
+        raise InputError("expected a prompt, or a file of prompts with --prompts")
+    return rows
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    try:
+        return int(width), int(height or width)
+    except ValueError:
+        raise InputError(f"expected a size such as 512 or 768x512, got {text!r}") from None
+
+
+def _lora(text: str) -> LoraFile:
+    from w2sdiff.generate import LoraFile
+
+    name, equals, file = text.partition("=")
+    if not equals or not file:
+        raise InputError(f"expected --lora NAME=FILE, got {text!r}")
+    path, at, weight = file.rpartition("@")
+    try:
+        return LoraFile(name, Path(path), float(weight)) if at else LoraFile(name, Path(file))
+    except InputError:
+        raise
+    except ValueError:  # an @ that belongs to the file's name
+        return LoraFile(name, Path(file))

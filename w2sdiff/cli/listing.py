@@ -1,0 +1,81 @@
+"""`w2sdiff list`: what there is to choose from, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+
+from w2sdiff.cli.report import Reporter
+
+__all__ = ["list_kinds"]
+
+
+def list_kinds(
+    kind: Annotated[str, typer.Argument(help="methods, edits, models or families.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """List the methods, edits, models or pipeline families there are."""
+    del debug
+    from w2sdiff.registry import unknown
+
+    if kind not in _LISTS:
+        raise unknown("list", kind, list(_LISTS))
+    reporter = Reporter(quiet=False, as_json=as_json)
+    for name, text in _LISTS[kind]():
+        reporter.result(f"{name:<24} {text}", kind, name=name, summary=text)
+
+
+def _methods() -> Iterator[tuple[str, str]]:
+    from w2sdiff.methods import METHODS
+
+    for name in METHODS:
+        yield name, METHODS.summary(name)
+
+
+def _edits() -> Iterator[tuple[str, str]]:
+    from w2sdiff.edits import EDITS
+
+    for name in EDITS:
+        form, _, text = EDITS.summary(name).partition("  ")
+        yield form, text.strip()
+
+
+def _models() -> Iterator[tuple[str, str]]:
+    from w2sdiff import shapes
+    from w2sdiff.generate import DEFAULT_MODEL, find_model
+
+    for name in shapes.checkpoint_names():
+        model = find_model(name)
+        loras = ", ".join(sorted(file.stem for file in (model.folder / "loras").glob("*")))
+        facts = [
+            model.pipeline,
+            f"weak checkpoint {model.weak.name}" if model.weak else "",
+            f"LoRAs {loras}" if loras else "",
+            "the default" if name == DEFAULT_MODEL else "",
+        ]
+        yield name, "; ".join(filter(None, facts))
+    yield "FOLDER", "any stock diffusers folder with safetensors weights"
+    yield "OWNER/NAME", "any such model of the hub, from the local cache or downloaded"
+
+
+def _families() -> Iterator[tuple[str, str]]:
+    from w2sdiff.drivers import FAMILIES
+
+    layouts = {
+        "uc": "one call, unconditional branch first",
+        "cu": "one call, conditional branch first",
+        "two": "two calls, conditional first",
+    }
+    for name, family in FAMILIES.items():
+        yield name, f"guidance in {layouts[family.layout]}"
+
+
+_LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+    "methods": _methods,
+    "edits": _edits,
+    "models": _models,
+    "families": _families,
+}
