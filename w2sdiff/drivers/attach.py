@@ -53,7 +53,7 @@ def attach(
     """
     if not isinstance(method, Method):
         raise InputError(f"attach takes a method such as W2SD(...), got {method!r}.")
-    if not callable(pipe) or not hasattr(pipe, "scheduler"):
+    if not callable(pipe) or not hasattr(pipe, "components"):
         raise InputError(f"attach takes a loaded diffusers pipeline, got {type(pipe).__name__}.")
     if SLOT in pipe.__dict__:
         raise InputError("This pipeline is attached already; leave the first `with attach(...)` before the next.")
