@@ -1,8 +1,8 @@
 """The exceptions of w2sdiff.
 
     W2SDiffError
-    +-- InputError (also a ValueError)    what the user asked for is wrong; says what was expected
-    +-- UnsupportedError                  this pipeline, scheduler or adapter cannot do what was asked
+    +-- InputError (also a ValueError)  what the user asked for is wrong; says what was expected
+    +-- UnsupportedError                this pipeline, scheduler or adapter cannot do what was asked
 
 The command line prints either as one line and leaves with exit code 2.
 """
@@ -15,7 +15,7 @@ class W2SDiffError(Exception):
 
 
 class InputError(W2SDiffError, ValueError):
-    """A value given by the user is wrong: the message says what was expected, what came, what to do."""
+    """The user's value is wrong: the message says what was expected, what came, what to do."""
 
 
 class UnsupportedError(W2SDiffError):

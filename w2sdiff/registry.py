@@ -1,4 +1,4 @@
-"""One small registry: the name of a kind -> its class, with the folder imported at the first look-up."""
+"""One small registry: a kind's name -> its class, the folder imported at the first look-up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unknown(kind: str, name: object, known: list[str]) -> InputError:
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
-    """Classes by their `kind`; a file in `package` that registers a class is all it takes to add one.
+    """Classes by their `kind`; a file in `package` that registers one is all it takes to add it.
 
     Example:
         >>> from w2sdiff.methods import METHODS

@@ -71,9 +71,9 @@ def test_start_after_stop_is_an_error():
 
 
 def test_two_ways_at_once_are_an_error():
-    with pytest.raises(InputError, match="not by both"):
+    with pytest.raises(InputError, match="not by two of them"):
         Window(steps=(1,), when=lambda *_: True)
-    with pytest.raises(InputError, match="not by both"):
+    with pytest.raises(InputError, match="not by two of them"):
         Window(0.2, 0.4, steps=(1,))
 
 

@@ -7,4 +7,14 @@ from w2sdiff.edits.guidance import Guidance
 from w2sdiff.edits.lora import Lora
 from w2sdiff.edits.prompt import Prompt
 
-__all__ = ["EDITS", "Checkpoint", "Context", "Edit", "Edits", "Guidance", "Lora", "Prompt", "parse_edits"]
+__all__ = [
+    "EDITS",
+    "Checkpoint",
+    "Context",
+    "Edit",
+    "Edits",
+    "Guidance",
+    "Lora",
+    "Prompt",
+    "parse_edits",
+]

@@ -2,10 +2,10 @@
 
 An edit is a frozen value with at most three hooks, all optional:
 
-* `enter(context)` switches something on the pipeline and returns the function that undoes it exactly;
+* `enter(context)` switches something on the pipeline and returns what undoes it exactly;
 * `inputs(kwargs, context)` replaces keyword arguments of the network;
-* `halves(c, u, context)` says what the pipeline's own guidance mix will see as the conditional and the
-  unconditional prediction; `needs(context)` which of the two have to be computed for that.
+* `halves(c, u, context)` says what the pipeline's own guidance mix will see as the conditional and
+  the unconditional prediction; `needs(context)` which of the two have to be computed for that.
 
 It knows nothing of drivers: everything it may look at is in the `Context` that it is handed.
 """
@@ -42,7 +42,8 @@ class Context:
         denoisers: names of the pipeline's denoising networks ("unet", "transformer", ...).
         guidance_scale: the scale the pipeline itself mixes with at this step; None while it has no
             unconditional half; for a network with an embedded scale, None as well.
-        rescales: the pipeline rescales its guided prediction by the conditional one, which is therefore needed.
+        rescales: the pipeline rescales its guided prediction by the conditional one, which is
+            therefore needed.
         embedded: the network takes the guidance scale as an input (`guidance`).
         tap: makes a module answer to the driver like the pipeline's own denoiser.
         columns: per-item columns of the prompt file, by name.
@@ -65,7 +66,7 @@ class Context:
         return _once(self._attached, key, make)
 
     def remember_in_call(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Value of `make()`, made once per call of the pipeline (what depends on adapters the user may change)."""
+        """Value of `make()`, made once per call (what depends on adapters the user may change)."""
         return _once(self._in_call, key, make)
 
     def begin_call(self, columns: Mapping[str, Sequence[str]]) -> None:
@@ -87,7 +88,7 @@ def _once(memory: dict[Hashable, Any], key: Hashable, make: Callable[[], T]) -> 
 
 
 class Edit:
-    """One difference of a role from the pipeline as called; see the module's docstring for the hooks."""
+    """One difference of a role from the pipeline as called; the module says what its hooks do."""
 
     kind: ClassVar[str]
     changes_weights: ClassVar[bool] = False
@@ -128,11 +129,13 @@ class Edit:
         try:
             return cls(**fields)
         except TypeError as error:
-            raise InputError(f"The edit {cls.kind!r} does not take {sorted(fields)}: {error}.") from None
+            message = f"The edit {cls.kind!r} does not take {sorted(fields)}: {error}."
+            raise InputError(message) from None
 
     @classmethod
     def from_text(cls, argument: str | None, value: str) -> Edit:
         """Build from the command line's `name:argument=value`; see `parse_edits`."""
+        del argument, value
         raise InputError(f"The edit {cls.kind!r} cannot be written on the command line.")
 
     def __or__(self, other: Edit | Edits) -> Edits:
@@ -149,13 +152,13 @@ class Edits:
     Example:
         >>> from w2sdiff import Guidance, Lora
         >>> Guidance(1.0) | Lora("dpo", -1.5)
-        Guidance(scale=1.0) | Lora(name='dpo', scale=-1.5)
+        Guidance(scale=1.0) | Lora(name='dpo', scale=-1.5, sha256=None)
     """
 
     items: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse two of a kind; sort by kind, so that `a | b` and `b | a` are one value with one key."""
+        """Refuse two of a kind; sort by kind, so that `a | b` and `b | a` are one value and key."""
         kinds = [edit.kind for edit in self.items]
         for kind in kinds:
             if kinds.count(kind) > 1:
@@ -177,9 +180,9 @@ class Edits:
         return any(edit.changes_weights for edit in self.items)
 
     def evaluations(self, guidance_scale: float) -> int:
-        """Single-branch evaluations of one request under this role, for a pipeline run at `guidance_scale`."""
+        """Single-branch evaluations of one request, for a pipeline run at `guidance_scale`."""
         halves: Halves = BOTH if guidance_scale > 1 else COND
-        context = Context(pipe=None, denoisers=(), tap=lambda module: None)
+        context = Context(pipe=None, denoisers=(), tap=lambda _: None)
         context.guidance_scale = guidance_scale if guidance_scale > 1 else None
         for edit in self.items:
             halves = edit.needs(context) or halves

@@ -17,21 +17,30 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# What must agree for one network to stand in for another in the same pipeline, where the config has it.
-SAME = ("in_channels", "out_channels", "cross_attention_dim", "caption_channels", "joint_attention_dim", "patch_size")
+# What must agree for one network to stand in for another in the same pipeline, where the config has
+# it.
+SAME = (
+    "in_channels",
+    "out_channels",
+    "cross_attention_dim",
+    "caption_channels",
+    "joint_attention_dim",
+    "patch_size",
+)
 
 
 @EDITS.register
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Edit):
-    """checkpoint=PATH       another denoiser of the same kind: a folder, a pipeline's folder, a hub id, a module.
+    """checkpoint=PATH       another denoiser: its folder, a pipeline's folder, a hub id, a module.
 
-    Only the denoiser is loaded; text encoders and VAE are the pipeline's. It gets the pipeline's dtype and device, is
-    offloaded as the pipeline is, and is let go when `attach` ends.
+    Only the denoiser is loaded; text encoders and VAE are the pipeline's. It gets the pipeline's
+    dtype and device, is offloaded as the pipeline is, and is let go when `attach` ends.
 
     Args:
-        source: folder of a denoiser (config.json and safetensors) or of a whole pipeline, one .safetensors file
-            with the denoiser's own keys, a hub id ("owner/name", downloaded by the hub's rules), or a module in memory.
+        source: folder of a denoiser (config.json and safetensors) or of a whole pipeline, one
+            .safetensors file with the denoiser's own keys, a hub id ("owner/name", downloaded by
+            the hub's rules), or a module in memory.
         sha256: expected hash of the weights, checked on loading; None: not checked.
 
     Cost: no evaluation; the memory of a second denoiser.
@@ -58,7 +67,9 @@ class Checkpoint(Edit):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Checkpoint):
             return NotImplemented
-        return self.source is other.source or (self._named and other._named and self._hash() == other._hash())
+        if self.source is other.source:
+            return True
+        return self._named and other._named and self._hash() == other._hash()
 
     def __hash__(self) -> int:
         return hash(self._hash() if self._named else id(self.source))
@@ -78,13 +89,17 @@ class Checkpoint(Edit):
     def to_json(self) -> dict[str, Any]:
         """Where the weights are, and their hash."""
         if not self._named:
-            raise InputError("Checkpoint of a module in memory has no JSON form; save it and give the path.")
+            raise InputError(
+                "Checkpoint of a module in memory has no JSON form; save it and give the path."
+            )
         return {"edit": self.kind, "path": str(self.source), "sha256": self._hash()}
 
     def enter(self, context: Context) -> Callable[[], None]:
         """Put the network in the denoiser's place; the returned function puts the old one back."""
-        others: dict[str, nn.Module] = context.remember(("checkpoint", self), lambda: self._load_all(context))
-        # The pipeline's own __setattr__ would rewrite its config: the instance's dictionary is the quiet way in.
+        key = ("checkpoint", self)
+        others: dict[str, nn.Module] = context.remember(key, lambda: self._load_all(context))
+        # The pipeline's own __setattr__ would rewrite its config: the instance's dictionary is the
+        # quiet way in.
         state = context.pipe.__dict__
         called = {name: state[name] for name in others}
         offloaded = _make_room(context.pipe, called, others)
@@ -108,7 +123,10 @@ class Checkpoint(Edit):
 
     def _load_all(self, context: Context) -> dict[str, nn.Module]:
         if self.sha256 is not None and self._named and self._hash() != self.sha256:
-            raise InputError(f"The weights at {self.source} are not the ones expected (sha256 {self.sha256[:12]}...).")
+            raise InputError(
+                f"The weights at {self.source} are not the ones expected "
+                f"(sha256 {self.sha256[:12]}...)."
+            )
         others = {}
         for name in context.denoisers:
             called = context.pipe.__dict__[name]
@@ -122,14 +140,18 @@ class Checkpoint(Edit):
             context.tap(other)
             others[name] = other
         if not others:
-            raise InputError(f"{_called(self.source)} has none of the pipeline's denoisers ({', '.join(context.denoisers)}).")
+            wanted = ", ".join(context.denoisers)
+            raise InputError(
+                f"{_called(self.source)} has none of the pipeline's denoisers ({wanted})."
+            )
         return others
 
     def _load(self, name: str, called: Any) -> nn.Module | None:
         dtype: torch.dtype = called.dtype
         if not isinstance(self.source, str | Path):
             # A module of another dtype is copied, not cast in place: it is the user's.
-            return self.source if self.source.dtype == dtype else copy.deepcopy(self.source).to(dtype)  # type: ignore[return-value, operator]
+            same = self.source.dtype == dtype
+            return self.source if same else copy.deepcopy(self.source).to(dtype)
         path = _from_hub(str(self.source), name) if _is_hub_id(self.source) else Path(self.source)
         cls = getattr(type(called), "w2sdiff_untapped", type(called))
         if path.is_file():
@@ -147,7 +169,9 @@ class Checkpoint(Edit):
 
 
 def _is_hub_id(source: object) -> bool:
-    return isinstance(source, str) and not Path(source).exists() and bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
+    if not isinstance(source, str) or Path(source).exists():
+        return False
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
 
 
 def _from_hub(repo: str, denoiser: str | None) -> Path:
@@ -155,11 +179,12 @@ def _from_hub(repo: str, denoiser: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     folders = [denoiser] if denoiser else ["unet", "transformer*"]
-    wanted = ["model_index.json", *(f"{folder}/*.{end}" for folder in folders for end in ("json", "safetensors"))]
+    files = [f"{folder}/*.{end}" for folder in folders for end in ("json", "safetensors")]
     try:
-        return Path(snapshot_download(repo, allow_patterns=wanted))
+        return Path(snapshot_download(repo, allow_patterns=["model_index.json", *files]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"No folder {repo!r} here, and the hub does not give it: {error}.".splitlines()[0]) from None
+        message = f"No folder {repo!r} here, and the hub does not give it: {error}."
+        raise InputError(message.splitlines()[0]) from None
 
 
 def _variant(path: Path) -> str | None:
@@ -175,7 +200,8 @@ def _from_file(cls: Any, called: Any, path: Path) -> nn.Module:
         module.load_state_dict(load_file(path))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UnsupportedError(f"The weights in {path} do not fit {cls.__name__}: {reason}") from None
+        message = f"The weights in {path} do not fit {cls.__name__}: {reason}"
+        raise UnsupportedError(message) from None
     return module
 
 
@@ -184,8 +210,9 @@ def _check_fits(other: nn.Module, called: nn.Module, source: object) -> None:
     for key in SAME:
         if ours.get(key) != theirs.get(key):
             raise UnsupportedError(
-                f"{_called(source)} cannot stand in for the pipeline's denoiser: its {key} is {theirs.get(key)}, "
-                f"the pipeline's {ours.get(key)}. Weak and strong must share latents and text encoders."
+                f"{_called(source)} cannot stand in for the pipeline's denoiser: "
+                f"its {key} is {theirs.get(key)}, the pipeline's {ours.get(key)}. "
+                "Weak and strong must share latents and text encoders."
             )
 
 
@@ -208,8 +235,10 @@ def _place(pipe: Any, called: nn.Module, other: nn.Module) -> None:
         other.to(pipe._execution_device)
 
 
-def _make_room(pipe: Any, called: dict[str, nn.Module], others: dict[str, nn.Module]) -> list[nn.Module]:
-    """Under model offloading one network is on the device: send the one called away, bring the other.
+def _make_room(
+    pipe: Any, called: dict[str, nn.Module], others: dict[str, nn.Module]
+) -> list[nn.Module]:
+    """Where one network at a time is on the device: send the one called away, bring the other.
 
     The one called comes back by itself: accelerate's hook brings it when it is next run.
     """
@@ -224,11 +253,12 @@ def _make_room(pipe: Any, called: dict[str, nn.Module], others: dict[str, nn.Mod
 
 
 def _offload_hooks(pipe: Any, module: nn.Module) -> list[Any]:
-    return [hook for hook in getattr(pipe, "_all_hooks", []) if getattr(hook, "model", None) is module]
+    hooks = getattr(pipe, "_all_hooks", [])
+    return [hook for hook in hooks if getattr(hook, "model", None) is module]
 
 
 def _sequential(module: nn.Module) -> bool:
-    """Whether accelerate offloads the module layer by layer: its hooks then offload by themselves."""
+    """Whether accelerate offloads the module layer by layer: hooks do that by themselves."""
     hooks = [getattr(layer, "_hf_hook", None) for layer in module.modules()]
     parts = [part for hook in hooks for part in getattr(hook, "hooks", [hook])]
     return any(getattr(part, "offload", False) is True for part in parts)

@@ -1,4 +1,4 @@
-"""Hashes of weight files: results are keyed by what the weights are, never by what they are called."""
+"""Hashes of weight files: results are keyed by what weights are, never by their names."""
 
 from __future__ import annotations
 

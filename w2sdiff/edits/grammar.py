@@ -3,6 +3,8 @@
     edits  =  edit { "," edit }
     edit   =  kind [ ":" argument ] "=" value
     value  =  anything without a comma, or a text in double quotes ("" inside stands for one quote)
+
+What an argument and a value may be is for the kind to say: `w2sdiff list` shows every form.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ def parse_edits(text: str) -> Edits:
         text: for example `lora:dpo=-1.5,guidance=1` or `prompt="{prompt}, best quality"`.
 
     Raises:
-        InputError: empty text, unknown kind (with the nearest known one), or a value the kind does not take.
+        InputError: empty text, unknown kind (with the nearest known one), or a value the kind does
+            not take.
 
     Example:
         >>> parse_edits("lora:dpo=-1.5,guidance=1")
@@ -38,7 +41,8 @@ def _parse_one(part: str) -> Edit:
     if match is None:
         kind = re.split("[:=]", part)[0].strip()
         EDITS[kind]  # an unknown kind is the likelier mistake, and its message is the better one
-        raise InputError(f"Cannot read the edit {part!r}; write {EDITS.summary(kind).split('  ')[0]}.")
+        form = EDITS.summary(kind).split("  ")[0]
+        raise InputError(f"Cannot read the edit {part!r}; write {form}.")
     value = match["value"].strip()
     if len(value) >= 2 and value[0] == value[-1] == '"':
         value = value[1:-1].replace('""', '"')
@@ -49,5 +53,7 @@ def _split(text: str) -> list[str]:
     """Split at commas outside double quotes; the quotes stay."""
     parts = re.findall(r'(?:[^",]|"(?:[^"]|"")*")+', text)
     if ",".join(parts) != text:
-        raise InputError(f"Cannot read the edits {text!r}: a comma too many, or a quote that is not closed.")
+        raise InputError(
+            f"Cannot read the edits {text!r}: a comma too many, or a quote that is not closed."
+        )
     return parts

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 @EDITS.register
 @dataclass(frozen=True)
 class Guidance(Edit):
-    """guidance=W            classifier-free guidance at scale W (1: conditional only, 0: unconditional only).
+    """guidance=W            classifier-free guidance at scale W (1: conditional, 0: unconditional).
 
-    The pipeline goes on mixing with its own scale s. To obtain scale w the conditional prediction c stays and the
-    unconditional one becomes u' = c + r (u - c), r = (1 - w)/(1 - s): then u' + s (c - u') = u + w (c - u). Since c
-    does not change, whatever the pipeline does with it afterwards (guidance rescale, norms, learned sigma) is
-    what it would be at w. Networks with an embedded scale (FLUX without true CFG) get w as that input.
+    The pipeline goes on mixing with its own scale s. To obtain scale w the conditional prediction c
+    stays and the unconditional one becomes u' = c + r (u - c), r = (1 - w)/(1 - s): then u' + s (c
+    - u') = u + w (c - u). Since c does not change, whatever the pipeline does with it afterwards
+    (guidance rescale, norms, learned sigma) is what it would be at w. Networks with an embedded
+    scale (FLUX without true CFG) get w as that input.
 
     Args:
         scale: w, any finite number; negative values are allowed.
 
-    Cost: 1 evaluation at w = 1 and (without guidance rescale) at w = 0, otherwise 2; 1 for embedded guidance.
+    Cost: 1 evaluation at w = 1 and (without guidance rescale) at w = 0, otherwise 2; 1 for embedded
+    guidance.
 
     Raises:
         InputError: the scale is not a finite number.
@@ -74,8 +76,10 @@ class Guidance(Edit):
         if self.scale == 1:
             return kwargs  # without guidance the pipeline already is its conditional branch
         raise UnsupportedError(
-            f"Guidance({self.scale:g}) needs a pipeline that runs with guidance on, but it is off at this step. "
-            "Call the pipeline with a guidance scale above 1 (FLUX: true_cfg_scale and a negative_prompt), "
+            f"Guidance({self.scale:g}) needs a pipeline that runs with guidance on, "
+            "but it is off at this step. "
+            "Call the pipeline with a guidance scale above 1 "
+            "(FLUX: true_cfg_scale and a negative_prompt), "
             "or use a pair that does not touch guidance."
         )
 

@@ -15,7 +15,8 @@ from w2sdiff.errors import InputError, UnsupportedError
 if TYPE_CHECKING:
     from torch import nn
 
-# (owner, key, value in the role, value as called); owner is a layer's scaling dictionary or its `__dict__`
+# (owner, key, value in the role, value as called); owner is a layer's scaling dictionary or its
+# `__dict__`
 Switch = tuple[dict[str, Any], str, Any, Any]
 
 
@@ -24,13 +25,15 @@ Switch = tuple[dict[str, Any], str, Any, Any]
 class Lora(Edit):
     """lora:NAME=W           adapter NAME, loaded in the pipeline, at weight W (negative allowed).
 
-    `set_adapters` walks the whole network (20 ms at SDXL size); this assigns cached per-layer values instead
-    (hundredths of a millisecond) and puts back exactly what was there. Other adapters stay as they are.
+    `set_adapters` walks the whole network (20 ms at SDXL size); this assigns cached per-layer
+    values instead (hundredths of a millisecond) and puts back exactly what was there. Other
+    adapters stay as they are.
 
     Args:
         name: the adapter's name, as in `pipe.load_lora_weights(file, adapter_name=name)`.
         scale: its weight in this role, as in `pipe.set_adapters(name, scale)`; any finite number.
-        sha256: hash of the adapter's file, needed for the JSON form only; `Lora.of_file` computes it.
+        sha256: hash of the adapter's file, needed for the JSON form only; `Lora.of_file` computes
+            it.
 
     Cost: no evaluation.
 
@@ -62,14 +65,17 @@ class Lora(Edit):
     def from_text(cls, argument: str | None, value: str) -> Lora:
         """`lora:dpo=-1.5`."""
         if not argument:
-            raise InputError(f"Write lora:NAME=W with the adapter's name, for example lora:dpo={value}.")
+            raise InputError(
+                f"Write lora:NAME=W with the adapter's name, for example lora:dpo={value}."
+            )
         return cls(argument, number(value, f"weight of LoRA {argument!r}"))
 
     def to_json(self) -> dict[str, Any]:
         """Name, scale and hash; a name alone does not say which weights ran."""
         if self.sha256 is None:
             raise InputError(
-                f"{self} has no JSON form: its file is not known. Use Lora.of_file({self.name!r}, {self.scale:g}, FILE)."
+                f"{self} has no JSON form: its file is not known. "
+                f"Use Lora.of_file({self.name!r}, {self.scale:g}, FILE)."
             )
         return super().to_json()
 
@@ -88,35 +94,41 @@ class Lora(Edit):
         return leave
 
     def _switches(self, denoisers: list[nn.Module]) -> list[Switch]:
-        layers = [layer for denoiser in denoisers for layer in lora_layers(denoiser) if self.name in layer.scaling]
+        every = [layer for denoiser in denoisers for layer in lora_layers(denoiser)]
+        layers = [layer for layer in every if self.name in layer.scaling]
         if not layers:
-            loaded = sorted({name for d in denoisers for layer in lora_layers(d) for name in layer.scaling})
+            loaded = sorted({name for layer in every for name in layer.scaling})
             raise UnsupportedError(
-                f"No LoRA called {self.name!r} is loaded in the denoiser (loaded: {', '.join(loaded) or 'none'}). "
-                f"Load it first: pipe.load_lora_weights(FILE, adapter_name={self.name!r}); on the command line: "
-                f"--lora {self.name}=FILE."
+                f"No LoRA called {self.name!r} is loaded in the denoiser "
+                f"(loaded: {', '.join(loaded) or 'none'}). "
+                f"Load it first: pipe.load_lora_weights(FILE, adapter_name={self.name!r}); "
+                f"on the command line: --lora {self.name}=FILE."
             )
         if any(layer.merged for layer in layers):
             raise UnsupportedError(
-                f"The LoRA {self.name!r} is fused into the weights and cannot change between passes. "
+                f"The LoRA {self.name!r} is fused into the weights "
+                "and cannot change between passes. "
                 "Call pipe.unfuse_lora() first."
             )
         return [switch for layer in layers for switch in self._of_layer(layer)]
 
     def _of_layer(self, layer: Any) -> list[Switch]:
         called = layer.scaling[self.name]
-        layer.set_scale(self.name, self.scale)  # PEFT's own rule: alpha / r, or alpha / sqrt(r) for rsLoRA
+        # PEFT's own rule: alpha / r, or alpha / sqrt(r) for rsLoRA.
+        layer.set_scale(self.name, self.scale)
         role = layer.scaling[self.name]
         layer.scaling[self.name] = called
         switches: list[Switch] = [(layer.scaling, self.name, role, called)]
-        # Switched off by the user as a whole, or not among the active ones: both are plain attributes of the layer.
+        # Switched off by the user as a whole, or not among the active ones: both are plain
+        # attributes of the layer.
         state = layer.__dict__
         active = layer.active_adapters
         if layer.disable_adapters:
             switches.append((state, "_disable_adapters", False, True))
             switches.append((state, "_active_adapter", [self.name], state["_active_adapter"]))
         elif self.name not in active:
-            switches.append((state, "_active_adapter", [*active, self.name], state["_active_adapter"]))
+            joined = [*active, self.name]
+            switches.append((state, "_active_adapter", joined, state["_active_adapter"]))
         return switches
 
 

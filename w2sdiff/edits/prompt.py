@@ -18,14 +18,16 @@ PLACE = "{prompt}"
 @EDITS.register
 @dataclass(frozen=True)
 class Prompt(Edit):
-    """prompt="TEXT"         other words: a text, a template with {prompt}, or @COLUMN of the prompt file.
+    """prompt="TEXT"         other words: a text, a template with {prompt}, or a column @NAME.
 
-    The words are encoded once per call of the pipeline, by the pipeline itself: the driver runs the pipeline's own
-    preamble with these arguments and takes from it whatever its loop reads, so no model family needs to be known.
+    The words are encoded once per call of the pipeline, by the pipeline itself: the driver runs the
+    pipeline's own preamble with these arguments and takes from it whatever its loop reads, so no
+    model family needs to be known.
 
     Args:
-        text: a text, used for every item; `{prompt}` in it stands for the item's own prompt; `@name` takes each
-            item's own text from the column `name` of the prompt file (`attach(..., columns=...)`).
+        text: a text, used for every item; `{prompt}` in it stands for the item's own prompt;
+            `@name` takes each item's own text from the column `name` of the prompt file
+            (`attach(..., columns=...)`).
         negative: the negative prompt in this role, same forms; None: as called.
         embeddings: instead of text, the pipeline's own keyword arguments, such as
             `{"prompt_embeds": ..., "pooled_prompt_embeds": ...}`. Has no JSON form.
@@ -53,7 +55,8 @@ class Prompt(Edit):
             raise InputError("Prompt needs a text, embeddings, or a negative prompt.")
 
     def __hash__(self) -> int:
-        return hash((self.text, self.negative, None if self.embeddings is None else id(self.embeddings)))
+        embeddings = None if self.embeddings is None else id(self.embeddings)
+        return hash((self.text, self.negative, embeddings))
 
     @classmethod
     def from_text(cls, argument: str | None, value: str) -> Prompt:
@@ -61,7 +64,9 @@ class Prompt(Edit):
         if argument == "negative":
             return cls(negative=value)
         if argument is not None:
-            raise InputError(f"Write prompt=TEXT or prompt:negative=TEXT; 'prompt:{argument}' means nothing.")
+            raise InputError(
+                f"Write prompt=TEXT or prompt:negative=TEXT; 'prompt:{argument}' means nothing."
+            )
         return cls(value)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +76,7 @@ class Prompt(Edit):
         return {"edit": self.kind, "text": self.text, "negative": self.negative}
 
     def texts(self, prompts: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[str]:
-        """The words of each item, given the prompts of the call and the columns of the prompt file."""
+        """Each item's words, from the prompts of the call and the columns of the prompt file."""
         assert self.text is not None
         return fill(self.text, prompts, columns)
 

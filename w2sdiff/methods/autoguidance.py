@@ -15,25 +15,26 @@ from w2sdiff.methods.base import METHODS, Eval, Method, Step, Steps, Window, rol
 class AutoGuidance(Method):
     """Step with weak + scale (strong - weak), both at the same x and under the same conditions.
 
-    Karras et al. 2024, arXiv 2406.02507, Eq. 2. With a base: base + (scale - 1) (strong - weak), which keeps
-    classifier-free guidance in the base and adds the pair's difference to it.
+    Karras et al. 2024, arXiv 2406.02507, Eq. 2. With a base: base + (scale - 1) (strong - weak),
+    which keeps classifier-free guidance in the base and adds the pair's difference to it.
 
     Args:
         strong: edits of the strong model; None: the pipeline as called.
         weak: edits of the weak model; None: the pipeline as called.
         scale: 0 weak, 1 strong, 2 one difference beyond; any finite number, default 2.
-        base: edits of the base model; None: the two-model form. `Edits()` is the pipeline as called.
+        base: edits of the base model; None: the two-model form; `Edits()`: the pipeline as called.
         window: which steps are guided, by default all; the others step with base, or with strong.
 
-    Cost: one strong and one weak evaluation a step, and one of the base if there is one; at scale 1 only
-    strong (or base) runs.
+    Cost: one strong and one weak evaluation a step, and one of the base if there is one; at scale 1
+    only strong (or base) runs.
 
     Raises:
         InputError: the scale is not a finite number.
 
     Example:
         >>> from w2sdiff import Guidance
-        >>> AutoGuidance(strong=Guidance(1.0), weak=Guidance(0.0), scale=3.0).cost(50, guidance_scale=5.5)
+        >>> method = AutoGuidance(strong=Guidance(1.0), weak=Guidance(0.0), scale=3.0)
+        >>> method.cost(num_inference_steps=50, guidance_scale=5.5)
         100
     """
 
@@ -63,7 +64,9 @@ class AutoGuidance(Method):
 
     def evaluations(self, in_window: bool, guidance_scale: float) -> int:
         """The pair's in the window; strong's or base's alone outside."""
-        strong, weak, base = (role_evaluations(role, guidance_scale) for role in self.roles.values())
+        strong, weak, base = (
+            role_evaluations(role, guidance_scale) for role in self.roles.values()
+        )
         alone = strong if self.base is None else base
         if not in_window or self.scale == 1:
             return alone

@@ -1,7 +1,8 @@
 """The vocabulary of a method: `Eval`, `Step`, `Window`, `Method`.
 
-A method is a generator. It yields `Eval(x, role, at)`, gets the network's prediction back, and returns the
-`(prediction, x)` for the one real `scheduler.step`. It knows no pipeline, no scheduler and no network.
+A method is a generator. It yields `Eval(x, role, at)`, gets the network's prediction back, and
+returns the `(prediction, x)` for the one real `scheduler.step`. It knows no pipeline, no scheduler
+and no network.
 
 Shapes: x and every prediction are [B, ...] tensors in the pipeline's own latent form.
 """
@@ -54,8 +55,8 @@ class Step:
         x: [B, ...] latents at level `this`.
         this: level the step starts from, an index into `levels`.
         in_window: whether the method's window contains the step.
-        levels: noise levels of the run, made when first asked for: a scheduler that cannot reflect still runs
-            whatever does not move.
+        levels: noise levels of the run, made when first asked for: a scheduler that cannot reflect
+            still runs whatever does not move.
     """
 
     x: torch.Tensor
@@ -73,7 +74,7 @@ class Step:
         return self.levels().move(x, prediction, at=at, to=to)
 
     def invert_as_published(self, x: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
-        """Inversion from `next` to `this` as the published code does it; see `Levels.reference_inversion`."""
+        """Invert from `next` to `this` as published; see `Levels.reference_inversion`."""
         return self.levels().reference_inversion(x, prediction, at=self.next)
 
 
@@ -111,13 +112,16 @@ class Window:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise InputError(
-                    f"window {name} must lie in [0, 1], got {value!r}; it is a fraction of the steps, not a step."
+                    f"window {name} must lie in [0, 1], got {value!r}; "
+                    "it is a fraction of the steps, not a step."
                 )
         if self.start > self.stop:
             raise InputError(f"window start {self.start} lies after its stop {self.stop}.")
         ways = [(self.start, self.stop) != (0, 1), self.steps is not None, self.when is not None]
         if sum(ways) > 1:
-            raise InputError("A window is given by fractions, by steps or by a function, not by two of them.")
+            raise InputError(
+                "A window is given by fractions, by steps or by a function, not by two of them."
+            )
         if self.steps is not None:
             object.__setattr__(self, "steps", tuple(self.steps))
             if any(not isinstance(step, int) or step < 0 for step in self.steps):
@@ -131,7 +135,7 @@ class Window:
             return bool(self.when(step, num_steps))
         if step == num_steps - 1 and not self.last:
             return False
-        # Comparing step counts, not quotients: start=0.3 of 10 steps begins at step 3 in floating point as well.
+        # Step counts, not quotients: start=0.3 of 10 steps begins at step 3 in floating point too.
         return round(self.start * num_steps, 9) <= step < round(self.stop * num_steps, 9)
 
     def count(self, num_steps: int) -> int:
@@ -141,7 +145,9 @@ class Window:
     def to_json(self) -> dict[str, Any]:
         """Plain data; a window given by a function has none."""
         if self.when is not None:
-            raise InputError("A window given by a function has no JSON form; list its steps instead.")
+            raise InputError(
+                "A window given by a function has no JSON form; list its steps instead."
+            )
         data = {"start": self.start, "stop": self.stop, "last": self.last, "steps": self.steps}
         return {**data, "steps": None if self.steps is None else list(self.steps)}
 
@@ -155,8 +161,8 @@ class Window:
 class Method:
     """Base of all methods: roles, JSON form, key and cost come from the dataclass fields.
 
-    A subclass is a frozen dataclass with a `kind`, a method `steps`, and `evaluations`; its fields called
-    "strong", "weak" and "base" are roles.
+    A subclass is a frozen dataclass with a `kind`, a method `steps`, and `evaluations`; its fields
+    called "strong", "weak" and "base" are roles.
     """
 
     kind: ClassVar[str]
@@ -175,12 +181,14 @@ class Method:
 
         Args:
             num_inference_steps: number of denoising steps.
-            guidance_scale: the pipeline's classifier-free guidance scale; at 1 or below it evaluates one branch.
-                For a network with an embedded scale (FLUX), that is `true_cfg_scale`.
+            guidance_scale: the pipeline's classifier-free guidance scale; at 1 or below it
+                evaluates one branch. For a network with an embedded scale (FLUX), that is
+                `true_cfg_scale`.
 
         Example:
             >>> from w2sdiff import W2SD, Guidance
-            >>> W2SD(strong=Guidance(1.0), weak=Guidance(1.0)).cost(num_inference_steps=50, guidance_scale=5.5)
+            >>> pair = W2SD(strong=Guidance(1.0), weak=Guidance(1.0))
+            >>> pair.cost(num_inference_steps=50, guidance_scale=5.5)
             198
         """
         if num_inference_steps < 1:
@@ -196,9 +204,11 @@ class Method:
         return {role: getattr(self, role, None) for role in ROLES}
 
     def with_edits(self, change: Callable[[Edit], Edit]) -> Method:
-        """The same method with every edit replaced by `change(edit)` (to add the hash of a LoRA's file, say)."""
+        """The same method with `change(edit)` for each edit (to add a LoRA file's hash, say)."""
         changed = {
-            role: Edits(tuple(change(edit) for edit in edits)) for role, edits in self.roles.items() if edits is not None
+            role: Edits(tuple(change(edit) for edit in edits))
+            for role, edits in self.roles.items()
+            if edits is not None
         }
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
@@ -206,7 +216,8 @@ class Method:
         """Plain data from which `from_json` builds the method again.
 
         Raises:
-            InputError: something in it has no JSON form (a module in memory, a predicate, a LoRA of unknown file).
+            InputError: something in it has no JSON form (a module in memory, a predicate, a LoRA of
+                unknown file).
         """
         data: dict[str, Any] = {"method": self.kind}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -215,7 +226,7 @@ class Method:
         return data
 
     def key(self) -> str:
-        """sha256 of what decides the result: the JSON form without paths, which say where, not what."""
+        """sha256 of what decides the result: the JSON form without paths, which do not."""
         data = _without_paths(self.to_json())
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 

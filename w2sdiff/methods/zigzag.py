@@ -16,8 +16,8 @@ from w2sdiff.methods.w2sd import W2SD
 class ZigZag(W2SD):
     """W2SD with a guidance pair: denoise guided, invert at a lower scale.
 
-    Bai et al. 2024 (Z-Sampling), Table 4 of arXiv 2502.00473. For scales (strong, weak) the first-order
-    equivalent of plain guidance is 2 strong - weak: 5.5 and 0 act like 11.
+    Bai et al. 2024 (Z-Sampling), Table 4 of arXiv 2502.00473. For scales (strong, weak) the
+    first-order equivalent of plain guidance is 2 strong - weak: 5.5 and 0 act like 11.
 
     Args:
         strong: `Guidance` of the step down; None: the pipeline's own scale.
@@ -28,7 +28,7 @@ class ZigZag(W2SD):
         inversion: as in `W2SD`.
         weak_time: as in `W2SD`.
 
-    Cost: with 50 steps at guidance 5.5 and the default pair 247 evaluations; plain guidance costs 100.
+    Cost: with 50 steps at guidance 5.5 and the default pair 247 evaluations; plain guidance: 100.
 
     Raises:
         InputError: a role with anything but `Guidance` (that is `W2SD`).
@@ -46,4 +46,7 @@ class ZigZag(W2SD):
         super().__post_init__()
         for role, edits in self.roles.items():
             if any(not isinstance(edit, Guidance) for edit in edits or ()):
-                raise InputError(f"ZigZag takes guidance pairs only, got {role}={edits}; use W2SD for other pairs.")
+                raise InputError(
+                    f"ZigZag takes guidance pairs only, got {role}={edits}; "
+                    "use W2SD for other pairs."
+                )
