@@ -29,6 +29,7 @@ FLOORS = [
     {"drivers"},
     {"core2", "bench", "custom", "generate"},
     {"cli"},
+    {"__main__"},
 ]
 SAME_UNIT = {"schedulers": "levels"}  # one subject in two files: the schedulers' side of `Levels`
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}

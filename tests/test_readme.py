@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,32 @@ def test_contributing_example_method_works() -> None:
         assert METHODS.summary("halfway").startswith("Step with the mean")
     finally:
         METHODS._classes.pop("halfway", None)
+
+
+def test_results_tables_are_those_of_the_result_files() -> None:
+    script = REPO / "benchmarks" / "readme_tables.py"
+    checked = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_commands_use_options_that_exist() -> None:
+    """Every `--option` of the pages and the Makefile is one that `w2sdiff generate` knows."""
+    import typer.main
+
+    from w2sdiff.cli.app import app
+
+    known = {
+        option
+        for command in typer.main.get_command(app).commands.values()
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    used = set()
+    for page in ["README.md", "Makefile"]:
+        text = (REPO / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        for command in re.findall(r"w2sdiff generate (.*)", text):
+            used |= set(re.findall(r"--[a-z-]+", command))
+    assert used
+    assert used <= known
