@@ -107,7 +107,8 @@ def lora_file(
     generator = torch.Generator().manual_seed(seed + 1000)
     prefix = denoiser_name(family)
     state = {}
-    for name, module in denoiser(pipe, family).named_modules():
+    for name, layer in denoiser(pipe, family).named_modules():
+        module = getattr(layer, "base_layer", layer)  # below a LoRA that is there already
         if isinstance(module, nn.Linear) and name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
             down = (
                 torch.randn(rank, module.in_features, generator=generator)

@@ -126,26 +126,15 @@ def test_not_a_pipeline():
             pass
 
 
-def test_a_pipeline_without_a_loop_of_its_own():
-    from diffusers import (
-        KandinskyV22CombinedPipeline,
-        StableDiffusionLatentUpscalePipeline,  # noqa: F401  (has one)
-    )
-
-    pipe = KandinskyV22CombinedPipeline.__new__(KandinskyV22CombinedPipeline)
-    with pytest.raises(UnsupportedError, match="loop"), attach(pipe, Plain()):
-        pass
-
-
 class TestUnknownPipeline:
     """One that weaves but is not in the table: everything works but `Guidance`."""
 
     @pytest.fixture
     def pipe(self):
-        from diffusers import StableDiffusionGLIGENPipeline
+        from diffusers import StableDiffusionLDM3DPipeline
 
         parts = {k: v for k, v in tiny.build("sd").components.items() if k != "image_encoder"}
-        pipe = StableDiffusionGLIGENPipeline(**parts, requires_safety_checker=False)
+        pipe = StableDiffusionLDM3DPipeline(**parts, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -253,6 +242,7 @@ WOVEN_WRONGLY = {
             latents = self.scheduler.step(m, t, latents).prev_sample
     """,
 }
+NO_LOOP = "latents = self.unet(latents, 10, encoder_hidden_states=words).sample"
 FINE = """
         for t in self.scheduler.timesteps:
             m = self.unet(latents, t, encoder_hidden_states=words).sample
@@ -298,6 +288,13 @@ def test_a_homemade_pipeline_that_can_be_woven(tmp_path):
     with attach(pipe, W2SD(weak=Checkpoint(tiny.build_denoiser("sd")))) as run:
         assert not torch.equal(pipe(**INPUT), stock)
         assert run.stats.calls == 3 * 2 + 1
+
+
+def test_a_pipeline_without_a_loop_of_its_own(tmp_path):
+    pipe = homemade(NO_LOOP, tmp_path, "homemade_no_loop")
+    pipe(**INPUT)
+    with pytest.raises(UnsupportedError, match="loop"), attach(pipe, Plain()):
+        pass
 
 
 @pytest.mark.parametrize("why", WOVEN_WRONGLY)

@@ -13,7 +13,9 @@ OTHER = "a small green triangle"
 WITH_LORA = [family for family in tiny.FAMILIES if family != "pixart"]  # diffusers loads none there
 
 
-def agree(pipe, family, method, *, closely: float = 1e-5, steps: int = 4, changes=None, **settings):
+def agree(
+    pipe, family, method, /, *, closely: float = 1e-5, steps: int = 4, changes=None, **settings
+):
     """Run both and compare; `settings` describe the method to the replay. Returns the driver's
     latents.
     """

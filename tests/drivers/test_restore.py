@@ -7,6 +7,7 @@ import hashlib
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 
 from w2sdiff import W2SD, Checkpoint, Guidance, InputError, Lora, Plain, Prompt, attach
 
@@ -31,18 +32,21 @@ def fingerprint(pipe):
                 id(module.__dict__.get("_hf_hook")),
                 list(module._forward_hooks),
                 list(module._forward_pre_hooks),
-                dict(getattr(module, "scaling", {})),
-                getattr(module, "active_adapters", None) if hasattr(module, "scaling") else None,
-                getattr(module, "disable_adapters", None) if hasattr(module, "scaling") else None,
+                lora_state(module),
                 module.training,
             )
         digest = hashlib.sha256()
         for key, value in part.state_dict().items():
-            digest.update(
-                key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy()
-            )
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(key.encode() + raw.numpy().tobytes())
         found[f"{name} weights"] = digest.hexdigest()
     return found
+
+
+def lora_state(module):
+    if not hasattr(module, "set_scale"):
+        return None
+    return dict(module.scaling), list(module.active_adapters), module.disable_adapters
 
 
 def compare(before, after):
@@ -89,7 +93,7 @@ def test_between_the_calls_too(pipe, family, method):
     tiny.latents(pipe, family)
     with attach(pipe, method):
         scalings = lambda: [  # noqa: E731
-            dict(m.scaling) for m in tiny.denoiser(pipe, family).modules() if hasattr(m, "scaling")
+            lora_state(module) for module in tiny.denoiser(pipe, family).modules()
         ]
         before = scalings(), id(tiny.denoiser(pipe, family)), dict(pipe.config)
         tiny.latents(pipe, family)
@@ -197,7 +201,9 @@ def test_garbage_is_let_go(pipe, family):
 
 OFFLOADS = {
     "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
-    "sequential": lambda pipe: pipe.enable_sequential_cpu_offload(device="cpu"),
+    # what enable_sequential_cpu_offload does, to the denoiser alone: with the CPU as its device,
+    # accelerate cannot put back the integer buffers of the text encoders
+    "sequential": lambda pipe: cpu_offload(pipe.unet, torch.device("cpu")),
     "group": lambda pipe: pipe.unet.enable_group_offload(
         onload_device=torch.device("cpu"),
         offload_device=torch.device("cpu"),
@@ -222,10 +228,7 @@ def test_offloading(kind):
     stock = tiny.latents(plain_pipe, "sdxl")
     with attach(plain_pipe, W2SD(weak=Guidance(1.0))):
         reflected = tiny.latents(plain_pipe, "sdxl")
-    try:
-        OFFLOADS[kind](pipe)
-    except (RuntimeError, ValueError, NotImplementedError) as reason:
-        pytest.skip(f"no {kind} offloading on this machine: {reason}")
+    OFFLOADS[kind](pipe)
     assert torch.equal(tiny.latents(pipe, "sdxl"), stock)
     hung = hooks(pipe)
     assert any(any(kinds) for kinds in hung.values())
