@@ -60,6 +60,7 @@ class Context:
     notes: list[str] = field(default_factory=list)
     _attached: dict[Hashable, Any] = field(default_factory=dict)
     _in_call: dict[Hashable, Any] = field(default_factory=dict)
+    _at_end: list[Callable[[], None]] = field(default_factory=list)
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """Value of `make()`, made once per `attach` (a loaded checkpoint)."""
@@ -74,8 +75,14 @@ class Context:
         self.columns = columns
         self._in_call.clear()
 
-    def forget(self) -> None:
-        """Let go of everything remembered."""
+    def at_end(self, undo: Callable[[], None]) -> None:
+        """Call `undo` when the `attach` ends, the last one first."""
+        self._at_end.append(undo)
+
+    def end(self) -> None:
+        """Undo what lasted for the whole `attach`, and let go of everything remembered."""
+        while self._at_end:
+            self._at_end.pop()()
         self._attached.clear()
         self._in_call.clear()
 

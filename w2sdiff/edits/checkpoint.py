@@ -134,8 +134,9 @@ class Checkpoint(Edit):
             if other is None:
                 continue
             _check_fits(other, called, self.source)
-            if not called.training:
-                other.eval()
+            if other is self.source:
+                context.at_end(_as_found(other))
+            other.train(called.training)
             _place(context.pipe, called, other)
             context.tap(other)
             others[name] = other
@@ -233,6 +234,24 @@ def _place(pipe: Any, called: nn.Module, other: nn.Module) -> None:
         cpu_offload(other, pipe._execution_device)
     elif not _offload_hooks(pipe, called):
         other.to(pipe._execution_device)
+
+
+def _as_found(module: nn.Module) -> Callable[[], None]:
+    """What gives the user's own module back as it is now: mode, device, no hooks of ours."""
+    modes = [(part, part.training) for part in module.modules()]
+    home = next(module.parameters()).device
+    hooked = hasattr(module, "_hf_hook")
+
+    def restore() -> None:
+        if not hooked:
+            from accelerate.hooks import remove_hook_from_submodules
+
+            remove_hook_from_submodules(module)
+        module.to(home)
+        for part, training in modes:
+            part.training = training
+
+    return restore
 
 
 def _make_room(
