@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "generate"]
 
 _EPILOG = """
-EDITS say what is different about the network while a role speaks: KIND=VALUE or KIND:ARGUMENT=VALUE,
-separated by commas; a value with a comma in it stands in double quotes. They are: guidance=1
-(another guidance scale), lora:NAME=-1.5 (a LoRA at this weight), checkpoint=FOLDER (another
-denoiser), prompt="{prompt}, best quality" or prompt=@COLUMN of the prompt file,
-prompt:negative=TEXT. `w2sdiff list edits` shows them all.
+EDITS say what is different about the network while a role speaks: KIND=VALUE or
+KIND:ARGUMENT=VALUE, separated by commas; a value with a comma in it stands in double quotes. They
+are: guidance=1 (another guidance scale), lora:NAME=-1.5 (a LoRA at this weight),
+checkpoint=FOLDER (another denoiser), prompt="{prompt}, best quality" or prompt=@COLUMN of the
+prompt file, prompt:negative=TEXT. `w2sdiff list edits` shows them all.
 
 Example: w2sdiff generate "a red circle" --weak lora:dpo=-1.5,guidance=1 --strong guidance=1
 --lora dpo=dpo.safetensors
@@ -128,7 +128,9 @@ def generate(
     with hush_libraries(debug=debug):
         from w2sdiff import generate as library
         from w2sdiff.jobs import Ledger, check_writable
+        from w2sdiff.methods import METHODS
 
+        METHODS[method]  # an unknown one is said before a model is looked for
         found = library.find_model(
             model or library.DEFAULT_MODEL, variant=variant, revision=revision
         )
@@ -174,10 +176,17 @@ def _draw(reporter: Reporter, plan: Plan, ledger: Ledger, *, sheets: bool) -> Su
 
     total = len(plan.pictures)
     stopping = "stopping after the picture in hand; Ctrl-C again to stop at once"
+    said: set[str] = set()
+    verdicts: dict[str, list[bool]] = {}
     with reporter.bar(total, "loading") as bar, Interrupt(lambda: reporter.note(stopping)) as stop:
 
         def on_picture(picture: Picture, event: Event) -> None:
             bar.advance(picture.arm.label)
+            for remark in set(event.record.facts.get("notes", ())) - said:
+                reporter.note(f"{picture.arm.label}: {remark}")
+                said.add(remark)
+            if verdict := event.record.facts.get("verdict"):
+                verdicts.setdefault(picture.arm.label, []).append(verdict["obeyed"])
             _tell(reporter, ledger.folder, picture, event)
 
         summary = library.generate(
@@ -189,6 +198,8 @@ def _draw(reporter: Reporter, plan: Plan, ledger: Ledger, *, sheets: bool) -> Su
         )
         for path in library.draw_grids(plan, ledger) if sheets else []:
             reporter.result(str(path), "sheet", file=str(path))
+    for label, obeyed in verdicts.items():
+        reporter.note(f"{label}: {sum(obeyed)} of {len(obeyed)} pictures obey their prompt")
     return summary
 
 
@@ -207,7 +218,8 @@ def _announce(reporter: Reporter, plan: Plan, ledger: Ledger, notes: list[str]) 
     )
     total = len(plan.pictures)
     there = f", {total - left} of them there already" if left < total else ""
-    reporter.note(f"{total} pictures, {plan.evaluations} evaluations in all{there}")
+    pictures = "1 picture" if total == 1 else f"{total} pictures"
+    reporter.note(f"{pictures}, {plan.evaluations} evaluations in all{there}")
     reporter.result(
         "",
         "plan",

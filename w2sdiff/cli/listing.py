@@ -24,8 +24,10 @@ def list_kinds(
     if kind not in _LISTS:
         raise unknown("list", kind, list(_LISTS))
     reporter = Reporter(quiet=False, as_json=as_json)
-    for name, text in _LISTS[kind]():
-        reporter.result(f"{name:<24} {text}", kind, name=name, summary=text)
+    lines = list(_LISTS[kind]())
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        reporter.result(f"{name:<{width}}  {text}", kind, name=name, summary=text)
 
 
 def _methods() -> Iterator[tuple[str, str]]:
