@@ -10,6 +10,8 @@ OLDEST := "diffusers==0.38.*" "transformers==4.57.*" "peft==0.17.*" "accelerate=
           "huggingface_hub==0.36.*" "tokenizers==0.22.*" "httpx<1" "httpcore<2"
 ARGS   ?=
 
+MAKEFLAGS += --no-print-directory
+
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-all oldest check fix clean
 
