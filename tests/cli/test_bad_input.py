@@ -15,7 +15,6 @@ from PIL import Image
 from w2sdiff.cli import main
 
 BEFORE_A_MODEL = [
-    ([], "Missing command|Usage|No such"),
     (["paint"], "paint"),
     (["generate", "--nonsense"], "--nonsense"),
     (["generate"], "expected a prompt"),
@@ -51,7 +50,7 @@ WITH_A_MODEL = [
     (["--times", "0"], "at least 1"),
     (["--inversion", "rough"], "'exact' or 'reference'"),
     (["--scale", "2"], "takes no --scale"),
-    (["--method", "autoguidance", "--scale", "inf"], "finite"),
+    (["--method", "autoguidance", "--weak", "guidance=0", "--scale", "inf"], "finite"),
     (["--method", "plain", "--times", "2"], "takes no --times"),
     (["--method", "zigzag", "--weak", "lora:style=1"], "guidance pairs only"),
     (["--steps", "0"], "at least 1 step"),

@@ -19,7 +19,6 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["list", "nothing"])
         2
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     debug = "--debug" in words
     command = typer.main.get_command(app)
     try:

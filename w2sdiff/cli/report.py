@@ -38,7 +38,7 @@ class Reporter:
     def result(self, text: str, event: str, **facts: Any) -> None:
         """A result: `text` for people, the facts for programs."""
         if self.as_json:
-            typer.echo(json.dumps({"event": event, **facts}, ensure_ascii=False, sort_keys=True))
+            typer.echo(json.dumps({"event": event, **facts}, sort_keys=True))
         elif text and not self.quiet:
             typer.echo(text)
 

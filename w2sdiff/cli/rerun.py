@@ -19,7 +19,7 @@ def rerun(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Another device than it was made on.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The new file. Default: NAME-again.png beside it.")
+        Path | None, typer.Option(help="The new file, or its folder. Default: NAME-again.png.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
@@ -35,7 +35,9 @@ def rerun(
     from w2sdiff.jobs import check_writable, write_whole
 
     reporter = Reporter(quiet=quiet, as_json=as_json)
-    target = out or image.with_name(f"{image.stem}-again.png")
+    target = out or image.parent
+    if target.is_dir():
+        target = target / f"{image.stem}-again.png"
     check_writable(target.parent)
     with hush_libraries(debug=debug), reporter.bar(1, "drawing") as bar:
         again = make_again(image, model=model, device=device, on_step=bar.step)

@@ -207,6 +207,7 @@ class Ledger:
 
     def _save(self, item: Item, outcome: Done | Failed) -> Record:
         before = self.get(item.key)
+        self._records.mkdir(parents=True, exist_ok=True)  # another process may have tidied it away
         files: dict[str, dict[str, Any]] = {}
         if isinstance(outcome, Done):
             for name, data in outcome.files.items():
