@@ -55,7 +55,25 @@ def mixture(result: dict) -> str:
     )
 
 
-SECTIONS = {"mixture.json": mixture}
+def overhead(result: dict) -> str:
+    w2sd, steps = result["cpu"]["w2sd"], result["settings"]["steps"]
+    rows = [
+        [name, row["measured"], row["target"], "yes" if row["met"] else "**no**"]
+        for name, row in result["targets"].items()
+    ]
+    return (
+        "### Overhead\n\n"
+        "What the driver costs beside the network, on an SDXL UNet with fewer channels (and on the "
+        "real one where there was a GPU).\n\n"
+        + table(["", "measured", "at most", "met"], rows)
+        + f"\n\nW2SD with a LoRA pair, {steps} steps: {w2sd['evaluations']} evaluations and "
+        f"{w2sd['ratio_to_plain']:.2f} times plain sampling. Written by hand, with both branches "
+        "everywhere and `set_adapters` before every leg: "
+        f"{w2sd['evaluations_by_hand']} evaluations and {w2sd['three_legs_to_plain']:.2f} times."
+    )
+
+
+SECTIONS = {"mixture.json": mixture, "overhead.json": overhead}
 
 
 def section() -> str:
