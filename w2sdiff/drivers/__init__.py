@@ -1,4 +1,4 @@
-"""Drivers answer a method's requests: a pipeline's own loop (`attach`), or any callable (`function.drive`)."""
+"""Drivers answer a method's requests: `attach` in a pipeline's loop, `drive` by any callable."""
 
 from w2sdiff.drivers.attach import attach
 from w2sdiff.drivers.families import FAMILIES, Family

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from w2sdiff.drivers.families import Family, family_of
 from w2sdiff.drivers.run import Run
-from w2sdiff.drivers.weave import SLOT, Woven, woven_call
+from w2sdiff.drivers.weave import SLOT, woven_call
 from w2sdiff.edits import Guidance
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.methods.base import Method
@@ -25,21 +25,23 @@ def attach(
     columns: Mapping[str, Sequence[str]] | None = None,
     family: Family | None = None,
 ) -> Iterator[Run]:
-    """Inside the `with`, calls of `pipe` are sampled by `method`; afterwards it is bit for bit what it was.
+    """Sample the calls of `pipe` inside the `with` by `method`; undo it bit for bit afterwards.
 
     Args:
         pipe: any loaded diffusers pipeline with a denoising loop of its own.
         method: `W2SD`, `ZigZag`, `AutoGuidance`, `Plain`, ...
         columns: columns of a prompt file for `Prompt("@name")`, one value per item of the call.
-        family: how the pipeline does classifier-free guidance; None: looked up by its class. Only `Guidance` edits
-            need it.
+        family: how the pipeline does classifier-free guidance; None: looked up by its class. Only
+            `Guidance` edits need it.
 
     Yields:
-        The run; `run.stats` describes the last call: evaluations, calls, seconds, reflection size per step.
+        The run; `run.stats` describes the last call: evaluations, calls, seconds, reflection size
+        per step.
 
     Raises:
         InputError: not a method, or the pipeline is attached already.
-        UnsupportedError: the pipeline's loop cannot be woven, or `Guidance` is used without a known family.
+        UnsupportedError: the pipeline's loop cannot be woven, or `Guidance` is used without a known
+            family.
 
     Example:
         >>> import torch
@@ -56,49 +58,57 @@ def attach(
     if not callable(pipe) or not hasattr(pipe, "components"):
         raise InputError(f"attach takes a loaded diffusers pipeline, got {type(pipe).__name__}.")
     if SLOT in pipe.__dict__:
-        raise InputError("This pipeline is attached already; leave the first `with attach(...)` before the next.")
-    called = type(pipe)
+        raise InputError(
+            "This pipeline is attached already; leave the first `with attach(...)` before the next."
+        )
+    called: type = type(pipe)
     owner, woven = woven_call(called)
     denoisers = [name for name in DENOISERS if pipe.__dict__.get(name) is not None]
     if not denoisers:
-        raise UnsupportedError(f"{called.__name__} has none of the denoisers {', '.join(DENOISERS)}.")
+        wanted = ", ".join(DENOISERS)
+        raise UnsupportedError(f"{called.__name__} has none of the denoisers {wanted}.")
     family = family or family_of(pipe)
     _check_guidance(called, method, family)
     run = Run(pipe, method, woven, family, columns or {}, denoisers)
     try:
         pipe.__dict__[SLOT] = run
-        pipe.__class__ = _shimmed(called, owner, woven)
+        pipe.__class__ = _shimmed(called, owner)
         for name in denoisers:
             run.taps.add(pipe.__dict__[name])
         yield run
     finally:
         run.taps.remove()
-        run.context.forget()
+        run.context.end()
         pipe.__class__ = called
         del pipe.__dict__[SLOT]
 
 
 def _check_guidance(called: type, method: Method, family: Family | None) -> None:
-    uses = any(isinstance(edit, Guidance) for edits in method.roles.values() for edit in edits or ())
-    if uses and family is None:
+    every = [edit for edits in method.roles.values() for edit in edits or ()]
+    if family is None and any(isinstance(edit, Guidance) for edit in every):
         raise UnsupportedError(
-            f"Guidance edits need two facts about {called.__name__} that are not known: how it batches its branches and "
-            "where its scale lives. State them: attach(pipe, method, family=Family(layout, scale)), "
+            f"Guidance edits need two facts about {called.__name__} that are not known: "
+            "how it batches its branches and where its scale lives. "
+            "State them: attach(pipe, method, family=Family(layout, scale)), "
             "see w2sdiff.drivers.families; all other edits work without."
         )
 
 
-@lru_cache(maxsize=None)
-def _shimmed(called: type, owner: type, woven: Woven) -> type:
-    """`called` with `owner.__call__` woven; `super().__call__` of a user's subclass reaches the woven one."""
+@cache
+def _shimmed(called: type, owner: type) -> type:
+    """`called` with `owner.__call__` woven; `super().__call__` of a subclass reaches that too."""
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         return self.__dict__[SLOT].call(self, args, kwargs)
 
     __call__.__doc__ = owner.__call__.__doc__
-    __call__.__wrapped__ = owner.__call__  # type: ignore[attr-defined]  # its signature is asked for by callers
-    names = {"__module__": owner.__module__, "__doc__": owner.__doc__}
-    shim = type(owner.__name__, (owner,), {**names, "__call__": __call__})
+    # Callers ask for its signature.
+    __call__.__wrapped__ = owner.__call__  # type: ignore[attr-defined]
+    shim = type(owner.__name__, (owner,), {**_described(owner), "__call__": __call__})
     if called is owner:
         return shim
-    return type(called.__name__, (called, shim), {"__module__": called.__module__, "__doc__": called.__doc__})
+    return type(called.__name__, (called, shim), _described(called))
+
+
+def _described(cls: type) -> dict[str, Any]:
+    return {"__module__": cls.__module__, "__doc__": cls.__doc__}

@@ -1,7 +1,7 @@
-"""What `Guidance` must know about a pipeline: how it batches its two branches, and where its scale lives.
+"""What `Guidance` must know: how a pipeline batches its two branches, where its scale lives.
 
-Everything else works on a pipeline without a family. To state the two facts for one that is not listed:
-`attach(pipe, method, family=Family("uc", from_pipe))`.
+Everything else works on a pipeline without a family. To state the two facts for one that is not
+listed: `attach(pipe, method, family=Family("uc", from_pipe))`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,23 @@ Frame = Mapping[str, Any]  # local variables of the pipeline's __call__, inside 
 Scale = Callable[[Any, Frame], float | None]
 
 
+def no_rescale(pipe: Any, frame: Frame) -> float:
+    """Strength of rescaling of a pipeline that has none."""
+    del pipe, frame
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Family:
     """How pipelines of one kind do classifier-free guidance.
 
     Args:
-        layout: "uc" one call with the batch [unconditional, conditional]; "cu" the other way round; "two" two
-            calls, conditional first.
-        scale: (pipe, local variables of its `__call__`) -> the scale it mixes with at this step, as in
-            u + scale (c - u); None while it runs without an unconditional half.
-        rescale: the same, for the strength of a rescaling by the conditional prediction; 0 where there is none.
+        layout: "uc" one call with the batch [unconditional, conditional]; "cu" the other way round;
+            "two" two calls, conditional first.
+        scale: (pipe, local variables of its `__call__`) -> the scale it mixes with at this step, as
+            in u + scale (c - u); None while it runs without an unconditional half.
+        rescale: the same, for the strength of a rescaling by the conditional prediction; 0 where
+            there is none.
 
     Example:
         >>> Family("uc", lambda pipe, frame: frame["guidance_scale"]).layout
@@ -33,7 +40,7 @@ class Family:
 
     layout: Layout
     scale: Scale
-    rescale: Callable[[Any, Frame], float] = lambda pipe, frame: 0.0
+    rescale: Callable[[Any, Frame], float] = no_rescale
 
 
 def from_pipe(pipe: Any, frame: Frame) -> float | None:
@@ -63,7 +70,8 @@ STABLE_DIFFUSION_3 = Family("uc", from_pipe)
 PIXART = Family("uc", from_frame)
 FLUX = Family("two", _true_cfg)
 
-# By the name of the class (or of one it derives from): importing the classes themselves would import every pipeline.
+# By the name of the class (or of one it derives from): importing the classes themselves would
+# import every pipeline.
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionImg2ImgPipeline": STABLE_DIFFUSION,

@@ -27,10 +27,12 @@ def drive(
     """Sample with first-order steps from level 0 to the clean end.
 
     Args:
-        method: its roles pick the model; their edits are not used, for there is no pipeline to edit.
-        model: `model(x, i) -> prediction`, or one per role ("strong", "weak", "base"; base falls back to strong).
-            `i` is the step whose timestep a network would be told: for W2SD's weak model the step's own,
-            although its x is one level further (`weak_time="next"` tells it the level x is at).
+        method: its roles pick the model; their edits are not used, for there is no pipeline to
+            edit.
+        model: `model(x, i) -> prediction`, or one per role ("strong", "weak", "base"; base falls
+            back to strong). `i` is the step whose timestep a network would be told: for W2SD's weak
+            model the step's own, although its x is one level further (`weak_time="next"` tells it
+            the level x is at).
         x: [B, ...] latents at level 0.
         levels: noise levels of the run.
         callback: called with (step, x after the step).
@@ -48,7 +50,8 @@ def drive(
         >>> from w2sdiff.levels import Levels
         >>> scheduler = DDIMScheduler()
         >>> scheduler.set_timesteps(4)
-        >>> drive(Plain(), lambda x, i: 0 * x, torch.ones(1, 1), Levels.from_scheduler(scheduler)).shape
+        >>> levels = Levels.from_scheduler(scheduler)
+        >>> drive(Plain(), lambda x, i: 0 * x, torch.ones(1, 1), levels).shape
         torch.Size([1, 1])
     """
     num_steps = len(levels)
@@ -74,5 +77,8 @@ def _model_of(model: Model | Mapping[str, Model], role: str) -> Model:
         return model
     found = model.get(role) or (model.get("strong") if role == "base" else None)
     if found is None:
-        raise InputError(f"The method asks for the role {role!r}, but models are given for {', '.join(model)}.")
+        given = ", ".join(model)
+        raise InputError(
+            f"The method asks for the role {role!r}, but models are given for {given}."
+        )
     return found

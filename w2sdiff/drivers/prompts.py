@@ -1,8 +1,9 @@
 """Other words for a role, for any pipeline: what its loop reads, encoded with another prompt.
 
-Which local variables of a pipeline's loop depend on the prompt is not written down per family. The driver runs the
-pipeline's own preamble once more with the other words, up to the loop, and compares: a variable that the loop body reads and that
-came out different is rebound while the role speaks. ControlNet, added conditions and masks are covered by that.
+Which local variables of a pipeline's loop depend on the prompt is not written down per family. The
+driver runs the pipeline's own preamble once more with the other words, up to the loop, and
+compares: a variable that the loop body reads and that came out different is rebound while the role
+speaks. ControlNet, added conditions and masks are covered by that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from w2sdiff.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from w2sdiff.drivers.families import Frame
-    from w2sdiff.drivers.run import Run
     from w2sdiff.drivers.weave import Woven
     from w2sdiff.edits.base import Context, Edits
 
@@ -51,10 +51,11 @@ class Words:
     @classmethod
     def of(cls, roles: Mapping[str, Edits], context: Context, woven: Woven) -> Words:
         """Collect the `Prompt` edits of the roles."""
-        found = {role: edit for role, edits in roles.items() for edit in edits if isinstance(edit, Prompt)}
+        worn = [(role, edit) for role, edits in roles.items() for edit in edits]
+        found = {role: edit for role, edit in worn if isinstance(edit, Prompt)}
         return cls(found, context, woven)
 
-    def encode(self, run: Run, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def encode(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the preamble once per distinct `Prompt`."""
         if not self._prompts:
             return
@@ -62,34 +63,41 @@ class Words:
         done: dict[Prompt, dict[str, Any]] = {}
         for role, prompt in self._prompts.items():
             if prompt not in done:
-                done[prompt] = self._probe(pipe, _arguments(prompt, dict(call.arguments), self._context))
+                arguments = _arguments(prompt, dict(call.arguments), self._context)
+                done[prompt] = self._probe(pipe, arguments)
             self._probed[role] = done[prompt]
 
     def loop_entered(self, frame: Frame) -> None:
         """Stop a probe, or find out what the words have changed."""
         if self._probing:
-            raise LoopReached({name: frame[name] for name in self._names if name in frame})
-        self._entry = {name: frame[name] for name in self._names if name in frame} if self._prompts else {}
+            raise LoopReached(self._read(frame))
+        self._entry = self._read(frame) if self._prompts else {}
         for role, probed in self._probed.items():
             self._changed[role] = {
-                name: value for name, value in probed.items() if name in self._entry and not _same(value, self._entry[name])
+                name: value
+                for name, value in probed.items()
+                if name in self._entry and not _same(value, self._entry[name])
             }
 
     def step_begins(self, frame: Frame) -> None:
-        """Keep the loop's own values of whatever any role changes (callbacks may replace them between steps)."""
+        """Keep the loop's own values of what any role changes; callbacks may have replaced them."""
         names = {name for changed in self._changed.values() for name in changed}
         self._called = {name: frame[name] for name in names}
         for name, value in self._called.items():
             if torch.is_tensor(value) and value.shape != self._entry[name].shape:
                 raise UnsupportedError(
-                    f"A callback changed the shape of {name!r} from {tuple(self._entry[name].shape)} to "
-                    f"{tuple(value.shape)} while a role has its own prompt; use one or the other."
+                    f"A callback changed the shape of {name!r} "
+                    f"from {tuple(self._entry[name].shape)} to {tuple(value.shape)} "
+                    "while a role has its own prompt; use one or the other."
                 )
 
     def inputs(self, role: str) -> dict[str, Any]:
         """Loop variables to bind while the role speaks; nothing if no role has words of its own."""
         changed = self._changed.get(role)
         return self._called if not changed else {**self._called, **changed}
+
+    def _read(self, frame: Frame) -> dict[str, Any]:
+        return {name: frame[name] for name in self._names if name in frame}
 
     def _probe(self, pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         self._probing = True
@@ -100,28 +108,35 @@ class Words:
             return reached.frame
         finally:
             self._probing = False
-        raise UnsupportedError("The pipeline ended before its loop; its prompt cannot be exchanged.")
+        raise UnsupportedError(
+            "The pipeline ended before its loop; its prompt cannot be exchanged."
+        )
 
 
 def _arguments(prompt: Prompt, call: dict[str, Any], context: Context) -> dict[str, Any]:
     """Arguments of the pipeline with the words exchanged."""
     # Variadic arguments are spelled out again; everything is passed by name.
-    call = {**{key: value for key, value in call.items() if key != "kwargs"}, **call.get("kwargs", {})}
+    named = {key: value for key, value in call.items() if key != "kwargs"}
+    call = {**named, **call.get("kwargs", {})}
     if prompt.embeddings is not None:
         return {**_without_words(call, ""), **prompt.embeddings}
     texts = [call["prompt"]] if isinstance(call.get("prompt"), str) else call.get("prompt")
     if texts is None:
         texts = _placeholders(prompt, call)
     if prompt.text is not None:
-        call = {**_without_words(call, ""), "prompt": _like(call.get("prompt"), fill(prompt.text, texts, context.columns))}
+        words = _like(call.get("prompt"), fill(prompt.text, texts, context.columns))
+        call = {**_without_words(call, ""), "prompt": words}
     if prompt.negative is not None:
-        negative = fill(prompt.negative, texts, context.columns)
-        call = {**_without_words(call, "negative_"), "negative_prompt": _like(call.get("prompt"), negative)}
+        words = _like(call.get("prompt"), fill(prompt.negative, texts, context.columns))
+        call = {**_without_words(call, "negative_"), "negative_prompt": words}
     return call
 
 
 def _without_words(call: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Drop the positive (prefix "") or negative words, in text and as embeddings; prompt_2 follows the prompt."""
+    """Drop the positive (prefix "") or negative words, in text and as embeddings.
+
+    prompt_2 goes too: left out, it follows the prompt.
+    """
     starts = tuple(f"{prefix}{name}" for name in ("prompt", "pooled_prompt"))
     return {key: value for key, value in call.items() if not key.startswith(starts)}
 
@@ -130,7 +145,9 @@ def _placeholders(prompt: Prompt, call: dict[str, Any]) -> list[str]:
     embeds = call.get("prompt_embeds")
     for text in (prompt.text, prompt.negative):
         if text is not None and "{prompt}" in text:
-            raise InputError(f"The template {text!r} needs the prompt as text, but the call has embeddings.")
+            raise InputError(
+                f"The template {text!r} needs the prompt as text, but the call has embeddings."
+            )
     return [""] * (1 if embeds is None else len(embeds))
 
 
@@ -140,10 +157,10 @@ def _like(called: Any, texts: list[str]) -> str | list[str]:
 
 @contextmanager
 def _untouched(pipe: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Undo whatever running the preamble changes: random numbers drawn, scheduler and pipeline state, progress bar."""
+    """Undo what the preamble changes: random numbers, scheduler, pipeline state, progress bar."""
     generators = arguments.get("generator")
     generators = generators if isinstance(generators, list | tuple) else [generators]
-    states = [(generator, generator.get_state()) for generator in generators if generator is not None]
+    states = [(one, one.get_state()) for one in generators if one is not None]
     owners = [pipe.__dict__, pipe.scheduler.__dict__]
     saved = [dict(owner) for owner in owners]
     device = pipe._execution_device

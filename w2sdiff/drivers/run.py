@@ -1,7 +1,7 @@
 """`Run`: the conversation between a method and the woven loop of one pipeline.
 
-The woven loop (see `weave`) calls, in this order: `enter` once, then per step `begin`, and per request `x`, `t`,
-`inputs`, `scale_of`, the tapped network, `step_of`.
+The woven loop (see `weave`) calls, in this order: `enter` once, then per step `begin`, and per
+request `x`, `t`, `inputs`, `scale_of`, the tapped network, `step_of`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Run:
     Attributes:
         stats: cost of the last call.
         method: the method that runs.
-        columns: per-item columns of the prompt file for `Prompt("@name")`; may be set before every call.
+        columns: per-item columns of the prompt file for `Prompt("@name")`; may be set before every
+            call.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Run:
         self._conversation: Steps | None = None
         self._levels: Levels | None = None
 
-    # ------------------------------------------------------------------------------------------- around a pipeline call
+    # ---- around a pipeline call
 
     def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the woven `__call__`."""
@@ -73,7 +74,7 @@ class Run:
         self._words = Words.of(self._roles, self.context, self._woven)
         started = time.perf_counter()
         try:
-            self._words.encode(self, pipe, args, kwargs)
+            self._words.encode(pipe, args, kwargs)
             return self._woven.function(pipe, *args, **kwargs)
         finally:
             self._leave()
@@ -85,17 +86,22 @@ class Run:
     def _notes(self) -> list[str]:
         strong, base = self._roles["strong"], self._roles["base"]
         weights = [[edit for edit in edits if edit.changes_weights] for edits in (strong, base)]
-        if hasattr(self.method, "strong") and hasattr(self.method, "base") and weights[0] != weights[1]:
-            return [f"strong and base differ in weights: strong is {strong or 'as called'}, base {base or 'as called'}"]
+        has_both = hasattr(self.method, "strong") and hasattr(self.method, "base")
+        if has_both and weights[0] != weights[1]:
+            return [
+                "strong and base differ in weights: "
+                f"strong is {strong or 'as called'}, base {base or 'as called'}"
+            ]
         return []
 
-    # ------------------------------------------------------------------------------------------ called by the woven loop
+    # ---- called by the woven loop
 
     asking = False  # more requests in this step
-    left: str | None = None  # "continue" or "break", when the loop body left the step before its end
+    # "continue" or "break", when the loop body left the step before its end
+    left: str | None = None
     x: Any = None  # the request's latents
     t: Any = None  # the timestep the network is told
-    inputs: Mapping[str, Any] = {}  # noqa: RUF012  # loop variables under the request's words
+    inputs: Mapping[str, Any] = {}  # loop variables under the request's words
 
     def enter(self, timesteps: Any, frame: Frame) -> None:
         """The loop is about to start."""
@@ -114,8 +120,8 @@ class Run:
         self._called_t = t
         self._frame = frame
         self._words.step_begins(frame)
-        this = self._offset + self._index
-        self._step = Step(x, this, self.method.window.contains(self._index, self._num_steps), self.levels)
+        in_window = self.method.window.contains(self._index, self._num_steps)
+        self._step = Step(x, self._offset + self._index, in_window, self.levels)
         self._conversation = self.method.steps(self._step)
         self.asking, self.left = True, None
         self._ask(next(self._conversation))
@@ -129,11 +135,12 @@ class Run:
         """`scheduler.scale_model_input`, for the level the request's latents are at."""
         if self._at == self._step.this:
             return scheduler.scale_model_input  # type: ignore[no-any-return]
-        # Karras-type schedulers scale by their current sigma; the weak model's x is one level further.
+        # Karras-type schedulers scale by their current sigma; the weak model's x is one level
+        # further.
         return lambda sample, *_, **__: self.levels().scale_model_input(sample, at=self._at)
 
     def step_of(self, scheduler: Any) -> Callable[..., Any]:
-        """`scheduler.step`: hand the prediction to the method; make the real step when it has finished."""
+        """`scheduler.step`: hand the prediction to the method; make the real step at its end."""
 
         def step(*args: Any, **kwargs: Any) -> Any:
             self._check_in_step(scheduler)
@@ -154,7 +161,7 @@ class Run:
             self._levels = Levels.from_scheduler(self._scheduler)
         return self._levels
 
-    # -------------------------------------------------------------------------------------------------------- inside
+    # ---- inside
 
     def _ask(self, request: Eval) -> None:
         assert self._words is not None
@@ -176,8 +183,8 @@ class Run:
     def _told(self, request: Eval) -> Any:
         if request.time is None or request.time == self._step.this:
             return self._called_t
-        told = min(request.time - self._offset, self._num_steps - 1)  # the clean end has no timestep of its own
-        return self._timesteps[told]
+        # The clean end has no timestep of its own.
+        return self._timesteps[min(request.time - self._offset, self._num_steps - 1)]
 
     def _read_scale(self) -> None:
         if self._family is None:
@@ -186,7 +193,9 @@ class Run:
         self.context.guidance_scale = self._family.scale(pipe, self._frame)
         self.context.rescales = self._family.rescale(pipe, self._frame) > 0
 
-    def _network(self, forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _network(
+        self, forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
+    ) -> Any:
         """Every call of a tapped network comes here."""
         if self._branches is None:  # outside a request: not ours
             return forward(*args, **kwargs)
@@ -199,19 +208,26 @@ class Run:
     def _check_in_step(self, scheduler: Any) -> None:
         if self._branches is None or self._branches.asked == 0:
             raise UnsupportedError(
-                f"{type(self.context.pipe).__name__} stepped without calling {' or '.join(self.context.denoisers)}; "
+                f"{type(self.context.pipe).__name__} stepped without calling "
+                f"{' or '.join(self.context.denoisers)}; "
                 "its network is reached in a way the driver does not see."
             )
         counted = getattr(scheduler, "_step_index", None)
         if counted is not None and counted != self._step.this:
-            raise UnsupportedError(f"The scheduler is at step {counted}, the pipeline's loop at {self._step.this}; refused.")
+            raise UnsupportedError(
+                f"The scheduler is at step {counted}, "
+                f"the pipeline's loop at {self._step.this}; refused."
+            )
 
-    def _real_step(self, scheduler: Any, args: Any, kwargs: Any, prediction: torch.Tensor, x: torch.Tensor) -> Any:
+    def _real_step(
+        self, scheduler: Any, args: Any, kwargs: Any, prediction: torch.Tensor, x: torch.Tensor
+    ) -> Any:
         self._leave()
         self._branches = None
         self.asking, self.t = False, self._called_t
         if x is not self._step.x and getattr(scheduler, "last_sample", None) is not None:
-            # UniPC's and SASolver's corrector (diffusers 0.42) rebuilds the sample from the last one and would ignore ours.
+            # UniPC's and SASolver's corrector (diffusers 0.42) rebuilds the sample from the last
+            # one and would ignore ours.
             scheduler.last_sample = None
         if "model_output" in kwargs:
             kwargs = {**kwargs, "model_output": prediction}
@@ -232,7 +248,7 @@ class Run:
 
 
 class _Provisional(tuple):  # type: ignore[type-arg]
-    """What `scheduler.step` seems to return between two requests: the next latents, as a tuple or as an output."""
+    """What `scheduler.step` seems to return between requests: the next latents, in both forms."""
 
     @property
     def prev_sample(self) -> Any:
@@ -242,11 +258,15 @@ class _Provisional(tuple):  # type: ignore[type-arg]
 def _offset(loop: Any, all_timesteps: Any) -> int:
     """Index of the loop's first timestep among the scheduler's.
 
-    The loop may run over a part (img2img starts late, `denoising_end` stops early). Matching the whole sequence
-    rather than looking up one value is right for PNDM too, which lists a timestep twice.
+    The loop may run over a part (img2img starts late, `denoising_end` stops early). Matching the
+    whole sequence rather than looking up one value is right for PNDM too, which lists a timestep
+    twice.
     """
-    loop, full = torch.as_tensor(loop).flatten().cpu(), torch.as_tensor(all_timesteps).flatten().cpu()
+    loop = torch.as_tensor(loop).flatten().cpu()
+    full = torch.as_tensor(all_timesteps).flatten().cpu()
     for start in range(len(full) - len(loop) + 1):
         if torch.equal(loop, full[start : start + len(loop)]):
             return start
-    raise UnsupportedError("The pipeline's loop does not run over its scheduler's timesteps; refused.")
+    raise UnsupportedError(
+        "The pipeline's loop does not run over its scheduler's timesteps; refused."
+    )

@@ -14,8 +14,8 @@ class RunStats:
     """Cost and size of the method's work in one call of the pipeline.
 
     Attributes:
-        evaluations: single-branch network evaluations: a call with both branches of guidance counts two, however many
-            items are in the batch.
+        evaluations: single-branch network evaluations: a call with both branches of guidance counts
+            two, however many items are in the batch.
         calls: calls of the network.
         requests: evaluations the method asked for (each makes one or two calls).
         steps: denoising steps.
@@ -33,11 +33,11 @@ class RunStats:
 
     @property
     def reflection(self) -> list[float]:
-        """Per step, mean |x' - x| / mean |x_next - x|: how far the method moved x before the step; 0 without it."""
+        """How far the method moved x, per step: mean |x' - x| / mean |x_next - x|; else 0."""
         return [0.0 if size is None else float(size) for size in self._sizes]
 
     def record_step(self, x: torch.Tensor, moved: torch.Tensor, after: torch.Tensor) -> None:
-        """Note one step: latents before, as stepped from, and after. Reads nothing back from the device."""
+        """Note a step's latents: before, as stepped from, after; waits for no device."""
         self.steps += 1
         if moved is x:
             self._sizes.append(None)

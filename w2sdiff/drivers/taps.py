@@ -1,9 +1,10 @@
-"""The denoiser tap: every call of a tapped network passes through the run, and is undone without a trace.
+"""The denoiser tap: calls of a tapped network pass through the run; undone without a trace.
 
-A tap swaps the *class* of the module instance for a subclass with another `__call__`. Patching `.forward` instead loses
-accelerate's offload hook (diffusers rebuilds its hooks at the end of `__call__`, and restoring a saved `forward` then
-removes the new one) and breaks `torch.compile`'s wrapper; a class swap survives both. Subclasses are made once per class,
-because `module.compile()` guards on the type and would compile again for every new one.
+A tap swaps the *class* of the module instance for a subclass with another `__call__`. Patching
+`.forward` instead loses accelerate's offload hook (diffusers rebuilds its hooks at the end of
+`__call__`, and restoring a saved `forward` then removes the new one) and breaks `torch.compile`'s
+wrapper; a class swap survives both. Subclasses are made once per class, because `module.compile()`
+guards on the type and would compile again for every new one.
 
 Shapes: a network call's batch is n B for n branches of B items; halves are [B, ...].
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,37 +41,45 @@ class Taps:
         if SLOT in module.__dict__:
             return
         module.__dict__[SLOT] = self._call
-        # object.__setattr__: torch.compile's wrapper forwards ordinary attributes to the module inside.
-        object.__setattr__(module, "__class__", _tapped(type(module)))
+        # object.__setattr__: torch.compile's wrapper forwards ordinary attributes to the module
+        # inside.
+        called: type = type(module)
+        object.__setattr__(module, "__class__", _tapped(called))
         self._modules.append(module)
 
     def remove(self) -> None:
         """Give every module its class back."""
         for module in self._modules:
-            object.__setattr__(module, "__class__", type(module).w2sdiff_untapped)  # type: ignore[union-attr]
+            tapped: Any = type(module)
+            object.__setattr__(module, "__class__", tapped.w2sdiff_untapped)
             del module.__dict__[SLOT]
         self._modules.clear()
 
 
-@lru_cache(maxsize=None)
-def _tapped(cls: type) -> type:
+@cache
+def _tapped(cls: type) -> Any:
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         return self.__dict__[SLOT](super(tapped, self).__call__, self, args, kwargs)
 
-    names = {"__call__": __call__, "w2sdiff_untapped": cls, "__module__": cls.__module__, "__doc__": cls.__doc__}
-    # The same name, so that whatever asks for it (saving, hooks, error messages) sees the class it knows.
-    tapped = type(cls.__name__, (cls,), {**names, "__qualname__": cls.__qualname__})
+    # The same name, so that whatever asks for it (saving, hooks, error messages) sees the class it
+    # knows.
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    own = {"__call__": __call__, "w2sdiff_untapped": cls}
+    tapped: Any = type(cls.__name__, (cls,), {**names, **own})
     return tapped
 
 
 class Branches:
-    """Calls of the network during one request, under one role's edits: which halves run, and what is returned.
+    """One request's calls of the network: which halves run, and what the pipeline gets back.
 
-    One object per request. The pipeline's own guidance mix then works on what it returns.
+    One object per request, under its role's edits. The pipeline's own guidance mix then works on
+    what it returns.
     """
 
-    def __init__(self, edits: Iterable[Edit], context: Context, layout: Layout | None, batch: int) -> None:
-        """`batch` is B, the number of items; `layout` None where the pipeline's guidance is not known."""
+    def __init__(
+        self, edits: Iterable[Edit], context: Context, layout: Layout | None, batch: int
+    ) -> None:
+        """`batch` is B, the number of items; `layout` None: its guidance is not known."""
         self._edits = tuple(edits)
         self._context = context
         self._layout = layout
@@ -80,10 +89,17 @@ class Branches:
         self.evaluations = 0  # branches computed
         self.network_calls = 0  # calls that reached the network
 
-    def call(self, forward: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(
+        self,
+        forward: Callable[..., Any],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         """Answer one call of the network by the pipeline."""
         self.asked += 1
-        self._context.embedded = self._context.guidance_scale is None and torch.is_tensor(kwargs.get("guidance"))
+        has_scale = torch.is_tensor(kwargs.get("guidance"))
+        self._context.embedded = self._context.guidance_scale is None and has_scale
         for edit in self._edits:
             kwargs = edit.inputs(kwargs, self._context)
         sample = args[0] if args else kwargs[_first_parameter(module)]
@@ -95,7 +111,8 @@ class Branches:
         needs = self._needs()
         if self._layout == "two":
             return self._two_calls(run, sample, needs, mapping)
-        if branches != 2:  # an extra call of another size (SD3's skip-layer guidance): not the guided pair
+        # An extra call of another size (SD3's skip-layer guidance) is not the guided pair.
+        if branches != 2:
             return run.all(branches)
         return self._one_call(run, needs, mapping)
 
@@ -120,7 +137,8 @@ class Branches:
         else:
             output = run.half(order[0] if needs == COND else order[1], 2 * self._batch)
             half = _tensor(output)
-            c, u = self._map(mapping, half if needs == COND else None, half if needs == UNCOND else None)
+            halves = (half, None) if needs == COND else (None, half)
+            c, u = self._map(mapping, *halves)
         return _with_tensor(output, torch.cat([u, c] if self._layout == "uc" else [c, u]))
 
     def _two_calls(self, run: _Network, sample: Any, needs: Halves, mapping: list[Edit]) -> Any:
@@ -131,7 +149,8 @@ class Branches:
         assert s is not None
         if self.asked == 1:
             if needs == UNCOND and run.returns_tuple:
-                # Nothing to compute: with c' = 0 the mix is u' (1 - s), which the second call makes equal to u.
+                # Nothing to compute: with c' = 0 the mix is u' (1 - s), which the second call makes
+                # equal to u.
                 self._first = (torch.zeros_like(sample), None)
                 return (self._first[0],)
             output = run.all(1)
@@ -151,7 +170,8 @@ class Branches:
         wanted = self._map(mapping, c if needs == BOTH else None, other)
         if wanted[0] is c:
             return _with_tensor(output, wanted[1])
-        # The first call's answer is given already: choose u' so that u' + s (c - u') is the mix of the wanted pair.
+        # The first call's answer is given already: choose u' so that u' + s (c - u') is the mix of
+        # the wanted pair.
         mix = wanted[1] + s * (wanted[0] - wanted[1])
         return _with_tensor(output, (mix - s * c) / (1 - s))
 
@@ -159,7 +179,13 @@ class Branches:
 class _Network:
     """The network's own call with its arguments, for the whole batch or one branch of it."""
 
-    def __init__(self, count: Branches, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        count: Branches,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
         self._count, self._forward, self._args, self._kwargs = count, forward, args, kwargs
 
     @property
@@ -179,7 +205,7 @@ class _Network:
 
 
 def _half(value: Any, index: int, batch: int) -> Any:
-    """One branch of every batched tensor in nested arguments (ControlNet residuals, added conditions, masks)."""
+    """One branch of each batched tensor in nested arguments (ControlNet residuals, masks, ...)."""
     if torch.is_tensor(value):
         return value.chunk(2)[index] if value.dim() > 0 and value.shape[0] == batch else value
     if isinstance(value, dict):
@@ -200,10 +226,11 @@ def _with_tensor(output: Any, tensor: torch.Tensor) -> Any:
     return type(output)(**{**output, "sample": tensor})
 
 
-@lru_cache(maxsize=None)
-def _first_parameter_of(cls: type) -> str:
-    return next(name for name in inspect.signature(cls.forward).parameters if name != "self")  # type: ignore[attr-defined]
+@cache
+def _first_parameter_of(cls: Any) -> str:
+    return next(name for name in inspect.signature(cls.forward).parameters if name != "self")
 
 
 def _first_parameter(module: nn.Module) -> str:
-    return _first_parameter_of(type(getattr(module, "_orig_mod", module)))
+    cls: type = type(getattr(module, "_orig_mod", module))
+    return _first_parameter_of(cls)

@@ -3,38 +3,40 @@
 Every denoising loop of diffusers has the shape
 
     for i, t in enumerate(timesteps):
-        A                                                   # inputs, ControlNet, network, guidance, rescale, ...
+        A                                           # inputs, ControlNet, network, guidance, ...
         latents = self.scheduler.step(noise_pred, t, latents, ...)[0]
-        B                                                   # callbacks, progress, blending
+        B                                           # callbacks, progress, blending
 
-A method needs "A at this x, as that role" several times per step, and then one real scheduler step. So the class's
-own `__call__` is parsed, and its loop becomes
+A method needs "A at this x, as that role" several times per step, and then one real scheduler step.
+So the class's own `__call__` is parsed, and its loop becomes
 
-    _w2s.enter(timesteps, locals())                         # levels, number of steps
+    _w2s.enter(timesteps, locals())                 # levels, number of steps
     for i, t in enumerate(timesteps):
-        _w2s.begin(latents, t, locals())                    # start the method's generator for this step
-        while _w2s.asking:                                  # once per request
-            latents = _w2s.x                                # the request's latents ...
-            t = _w2s.t                                      # ... and the timestep the network is told
-            if _w2s.inputs: prompt_embeds = _w2s.inputs["prompt_embeds"]; ...       # other words (`Prompt`)
-            A                                               # scale_model_input is told the level x is at
+        _w2s.begin(latents, t, locals())            # start the method's generator for this step
+        while _w2s.asking:                          # once per request
+            latents = _w2s.x                        # the request's latents ...
+            t = _w2s.t                              # ... and the timestep the network is told
+            if _w2s.inputs: prompt_embeds = ...     # other words (`Prompt`)
+            A                                       # scale_model_input is told the level x is at
             latents = _w2s.step_of(self.scheduler)(noise_pred, t, latents, ...)[0]
-        if _w2s.left == "continue": continue                # `continue` and `break` of A belong to the outer loop
+        if _w2s.left == "continue": continue        # those of A mean the outer loop
         if _w2s.left == "break": break
-        B                                                   # once per step, as always
+        B                                           # once per step, as always
 
-`step_of(scheduler)(...)` hands the prediction to the generator: another request goes round the inner loop again, the
-generator's return value makes the one real step. ControlNet residuals, IP-Adapter, guidance rescale, learned sigma, two-call
-guidance, callbacks and progress bars are therefore the pipeline's own code, run again, and nothing is copied or forked.
+`step_of(scheduler)(...)` hands the prediction to the generator: another request goes round the
+inner loop again, the generator's return value makes the one real step. ControlNet residuals,
+IP-Adapter, guidance rescale, learned sigma, two-call guidance, callbacks and progress bars are
+therefore the pipeline's own code, run again, and nothing is copied or forked.
 
-File name and line numbers stay the original ones, so tracebacks and debuggers point into diffusers. The transformation
-is made once per class (15 to 30 ms) and the result kept. What is not recognised is refused: a loop that is not woven
-correctly would draw wrong images silently. `_check_repeatable` lists what would go wrong when A runs twice.
+File name and line numbers stay the original ones, so tracebacks and debuggers point into diffusers.
+The transformation is made once per class (15 to 30 ms) and the result kept. What is not recognised
+is refused: a loop that is not woven correctly would draw wrong images silently. `_check_repeatable`
+lists what would go wrong when A runs twice.
 """
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 import inspect
 import weakref
@@ -46,7 +48,17 @@ from w2sdiff.errors import UnsupportedError
 
 RUN = "_w2s"  # name of the run inside woven code
 SLOT = "_w2sdiff_run"  # where the pipeline instance holds it meanwhile
-RANDOM = {"randn_tensor", "randn", "randn_like", "rand", "rand_like", "normal", "normal_", "randint", "bernoulli"}
+RANDOM = {
+    "randn_tensor",
+    "randn",
+    "randn_like",
+    "rand",
+    "rand_like",
+    "normal",
+    "normal_",
+    "randint",
+    "bernoulli",
+}
 
 _woven: weakref.WeakKeyDictionary[type, Woven] = weakref.WeakKeyDictionary()
 
@@ -57,7 +69,7 @@ class Woven:
 
     Attributes:
         function: takes what the original takes; reads the run from the pipeline's `_w2sdiff_run`.
-        inputs: local variables that A reads and does not set, which is where the prompt's embeddings are.
+        inputs: local variables that A reads and does not set: there the prompt's embeddings are.
     """
 
     function: Callable[..., Any]
@@ -69,9 +81,9 @@ class NotALoop(Exception):  # noqa: N818
 
 
 def woven_call(cls: type) -> tuple[type, Woven]:
-    """The class in `cls`'s ancestry whose `__call__` has the denoising loop, and that function, woven.
+    """Find the class in `cls`'s ancestry whose `__call__` has the denoising loop, and weave it.
 
-    A user's subclass that calls `super().__call__` is passed over in favour of the class it derives from.
+    A user's subclass that calls `super().__call__` is passed over for the class it derives from.
 
     Raises:
         UnsupportedError: no loop, or one that cannot be woven; says which line and why.
@@ -86,7 +98,8 @@ def woven_call(cls: type) -> tuple[type, Woven]:
         except NotALoop:
             continue
     raise UnsupportedError(
-        f"{cls.__name__} has no denoising loop of its own (a `for` over timesteps with one `scheduler.step`); "
+        f"{cls.__name__} has no denoising loop of its own "
+        "(a `for` over timesteps with one `scheduler.step`); "
         "attach to the pipeline that does the denoising."
     )
 
@@ -108,7 +121,7 @@ def _weave(owner: type) -> Woven:
     return Woven(_compile(tree, original), inputs)
 
 
-# ---------------------------------------------------------------------------------------------------- reading the source
+# ---- reading the source
 
 
 def _parse(owner: type, original: Any) -> ast.Module:
@@ -116,7 +129,8 @@ def _parse(owner: type, original: Any) -> ast.Module:
         lines, first = inspect.getsourcelines(original)
     except (OSError, TypeError):
         raise UnsupportedError(
-            f"The source of {owner.__name__}.__call__ is not available, and its loop cannot be woven without it. "
+            f"The source of {owner.__name__}.__call__ is not available, "
+            "and its loop cannot be woven without it. "
             "Install diffusers as ordinary files (not frozen or compiled)."
         ) from None
     # Wrapped in `if 1:` rather than dedented, so that columns stay right as well as lines.
@@ -132,12 +146,18 @@ def _parse(owner: type, original: Any) -> ast.Module:
 
 def _find_loop(owner: type, function: ast.FunctionDef) -> ast.For:
     loops = [node for node in ast.walk(function) if isinstance(node, ast.For) and any(_steps(node))]
-    inner = [loop for loop in loops if not any(other is not loop and other in loops for other in ast.walk(loop))]
+    inner = [
+        loop
+        for loop in loops
+        if not any(other is not loop and other in loops for other in ast.walk(loop))
+    ]
     if not inner:
         raise NotALoop
     if len(inner) > 1:
         lines = ", ".join(str(loop.lineno) for loop in inner)
-        raise UnsupportedError(f"{owner.__name__}.__call__ has several denoising loops (lines {lines}); refused.")
+        raise UnsupportedError(
+            f"{owner.__name__}.__call__ has several denoising loops (lines {lines}); refused."
+        )
     return inner[0]
 
 
@@ -168,10 +188,12 @@ def _latents(statement: ast.stmt, refuse: _Refusal) -> str:
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         sample = keywords.get("sample", call.args[-1] if call.args else None)
         if not isinstance(sample, ast.Name):
-            raise refuse(call, "what scheduler.step receives is not a plain variable (it is sliced or unpacked)")
+            why = "what scheduler.step receives is not a plain variable (it is sliced or unpacked)"
+            raise refuse(call, why)
         assign = _tail_assignment(statement, call)
         if assign is None or [ast.unparse(target) for target in assign.targets] != [sample.id]:
-            raise refuse(call, f"the step is not of the form `{sample.id} = scheduler.step(..., {sample.id})`")
+            form = f"{sample.id} = scheduler.step(..., {sample.id})"
+            raise refuse(call, f"the step is not of the form `{form}`")
         names.add(sample.id)
     if len(names) != 1:
         raise refuse(statement, "scheduler.step is applied to different variables")
@@ -184,12 +206,14 @@ def _tail_assignment(statement: ast.stmt, call: ast.Call) -> ast.Assign | None:
         return statement
     blocks = [getattr(statement, name, []) for name in ("body", "orelse", "finalbody", "handlers")]
     for block in blocks:
-        if block and isinstance(block[-1], ast.stmt) and any(node is call for node in ast.walk(block[-1])):
+        if not block or not isinstance(block[-1], ast.stmt):
+            continue
+        if any(node is call for node in ast.walk(block[-1])):
             return _tail_assignment(block[-1], call)
     return None
 
 
-# ------------------------------------------------------------------------------------------------------- what is refused
+# ---- what is refused
 
 
 class _Refusal:
@@ -206,15 +230,19 @@ class _Refusal:
 
 def _check_function(original: Any, function: ast.FunctionDef, refuse: _Refusal) -> None:
     if original.__code__.co_freevars:
-        raise refuse(function, f"it uses variables of an enclosing scope {original.__code__.co_freevars}")
+        free = original.__code__.co_freevars
+        raise refuse(function, f"it uses variables of an enclosing scope {free}")
     for node in ast.walk(function):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("__") and not node.attr.endswith("__"):
-            raise refuse(node, f"it uses the private name {node.attr}")
+        name = node.attr if isinstance(node, ast.Attribute) else ""
+        if name.startswith("__") and not name.endswith("__"):
+            raise refuse(node, f"it uses the private name {name}")
         if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
             raise refuse(node, "it is a generator or a coroutine")
 
 
-def _check_repeatable(again: list[ast.stmt], latents: str, initialised: set[str], refuse: _Refusal) -> None:
+def _check_repeatable(
+    again: list[ast.stmt], latents: str, initialised: set[str], refuse: _Refusal
+) -> None:
     """Refuse whatever would come out differently when A runs more than once per step."""
     for statement in again:
         for node in ast.walk(statement):
@@ -224,12 +252,14 @@ def _check_repeatable(again: list[ast.stmt], latents: str, initialised: set[str]
                 assert isinstance(node.func, ast.Attribute)
                 if node.func.attr.startswith("set_"):
                     raise refuse(node, "it changes the scheduler before scheduler.step")
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and "scheduler" in ast.unparse(node):
+            stores = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            if stores and "scheduler" in ast.unparse(node):
                 raise refuse(node, "it changes the scheduler before scheduler.step")
             if isinstance(node, ast.Return):
                 raise refuse(node, "it returns from inside the loop")
-    sets = [node for statement in again for node in ast.walk(statement) if isinstance(node, ast.Name)]
-    sets = [node for node in sets if node.id == latents and isinstance(node.ctx, ast.Store)]
+    nodes = [node for statement in again for node in ast.walk(statement)]
+    names = [node for node in nodes if isinstance(node, ast.Name) and node.id == latents]
+    sets = [name for name in names if isinstance(name.ctx, ast.Store)]
     if len(sets) != len(list(_steps(again[-1]))):
         raise refuse(sets[0], f"it rebinds {latents!r}, which scheduler.step receives")
     carried = _carried(again, initialised) - {latents}
@@ -238,10 +268,10 @@ def _check_repeatable(again: list[ast.stmt], latents: str, initialised: set[str]
 
 
 def _carried(again: list[ast.stmt], initialised: set[str]) -> set[str]:
-    """Variables that A both sets and may read before setting: their value survives from one run of A to the next.
+    """Variables that A sets but may read before: their value survives to the next run of A.
 
-    A variable that is set under one condition and read under another (`noise_pred_text`) is fine as long as nothing but an
-    earlier statement of A can have set it.
+    A variable that is set under one condition and read under another (`noise_pred_text`) is fine as
+    long as nothing but an earlier statement of A can have set it.
     """
     stored = set().union(*map(_stored, again))
     certain: set[str] = set()  # set by an earlier statement of A, whatever the conditions
@@ -258,8 +288,12 @@ def _carried(again: list[ast.stmt], initialised: set[str]) -> set[str]:
 def _set_outside(function: ast.FunctionDef, loop: ast.For) -> set[str]:
     """Parameters, and variables set anywhere but in the loop's own statements before the step."""
     inside = {id(node) for node in ast.walk(loop)}
-    names = [node for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
-    return _parameters(function) | {node.id for node in names if id(node) not in inside}
+    outside = {
+        node.id
+        for node in ast.walk(function)
+        if id(node) not in inside and isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    return _parameters(function) | outside
 
 
 def _parameters(function: ast.FunctionDef) -> set[str]:
@@ -269,14 +303,17 @@ def _parameters(function: ast.FunctionDef) -> set[str]:
 def _read_first(statement: ast.stmt, certain: set[str]) -> set[str]:
     """Variables a statement may read before it sets them itself."""
     if isinstance(statement, ast.If):
-        test = _loaded(statement.test)
-        return test | _read_first_block(statement.body, certain) | _read_first_block(statement.orelse, certain)
+        branches = [
+            _read_first_block(block, certain) for block in (statement.body, statement.orelse)
+        ]
+        return _loaded(statement.test) | branches[0] | branches[1]
     if isinstance(statement, ast.With):
         heads = set().union(*(_loaded(item.context_expr) for item in statement.items))
         return heads | _read_first_block(statement.body, certain)
     if isinstance(statement, ast.For):
-        inside = certain | _stored(statement.target)
-        return _loaded(statement.iter) | (_read_first_block(statement.body, inside) - _stored(statement.target))
+        target = _stored(statement.target)
+        inside = _read_first_block(statement.body, certain | target) - target
+        return _loaded(statement.iter) | inside
     if isinstance(statement, ast.AugAssign):
         return _loaded(statement.value) | _stored(statement.target)
     return _loaded(statement)
@@ -293,8 +330,9 @@ def _read_first_block(block: list[ast.stmt], certain: set[str]) -> set[str]:
 
 def _surely_stored(statement: ast.stmt) -> set[str]:
     if isinstance(statement, ast.If):
-        both = [set().union(*map(_surely_stored, block)) for block in (statement.body, statement.orelse)]
-        return both[0] & both[1]
+        branches = (statement.body, statement.orelse)
+        stored = [set().union(*map(_surely_stored, block)) for block in branches]
+        return stored[0] & stored[1]
     if isinstance(statement, ast.With):
         return set().union(*map(_surely_stored, statement.body))
     if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
@@ -303,24 +341,30 @@ def _surely_stored(statement: ast.stmt) -> set[str]:
 
 
 def _stored(node: ast.AST) -> set[str]:
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+    names = [name for name in ast.walk(node) if isinstance(name, ast.Name)]
+    return {name.id for name in names if isinstance(name.ctx, ast.Store)}
 
 
 def _loaded(node: ast.AST) -> set[str]:
-    bound = {name for part in ast.walk(node) if isinstance(part, ast.comprehension) for name in _stored(part.target)}
-    names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Load)}
-    return names - bound
+    names = [name for name in ast.walk(node) if isinstance(name, ast.Name)]
+    loops = [part for part in ast.walk(node) if isinstance(part, ast.comprehension)]
+    bound = {name for loop in loops for name in _stored(loop.target)}
+    return {name.id for name in names if isinstance(name.ctx, ast.Load)} - bound
 
 
 def _name_of(func: ast.expr) -> str:
-    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
+    if isinstance(func, ast.Attribute):
+        return func.attr
+    return func.id if isinstance(func, ast.Name) else ""
 
 
-# ---------------------------------------------------------------------------------------------------------- the rewriting
+# ---- the rewriting
 
 
-def _inputs(again: list[ast.stmt], loop: ast.For, latents: str, variables: set[str]) -> tuple[str, ...]:
-    """Local variables that A reads and does not set; never a global, which rebinding would make local."""
+def _inputs(
+    again: list[ast.stmt], loop: ast.For, latents: str, variables: set[str]
+) -> tuple[str, ...]:
+    """Local variables that A reads and does not set; no globals: rebinding makes them local."""
     loaded = set().union(*map(_loaded, again)) & variables
     stored = set().union(*map(_stored, again)) | _stored(loop.target)
     return tuple(sorted(loaded - stored - {"self", latents}))
@@ -331,7 +375,7 @@ def _timesteps(loop: ast.For, refuse: _Refusal) -> ast.expr:
     found = [
         node
         for node in ast.walk(loop.iter)
-        if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).split(".")[-1].endswith("timesteps")
+        if isinstance(node, ast.Name | ast.Attribute) and _name_of(node).endswith("timesteps")
     ]
     if len(found) != 1:
         raise refuse(loop, f"it does not loop over timesteps but over `{ast.unparse(loop.iter)}`")
@@ -341,9 +385,11 @@ def _timesteps(loop: ast.For, refuse: _Refusal) -> ast.expr:
 def _timestep_name(loop: ast.For, refuse: _Refusal) -> str:
     target = loop.target.elts[-1] if isinstance(loop.target, ast.Tuple) else loop.target
     plain = isinstance(loop.iter, ast.Name | ast.Attribute)
-    calls = isinstance(loop.iter, ast.Call) and _name_of(loop.iter.func) in ("enumerate", "progress_bar", "tqdm")
+    known = ("enumerate", "progress_bar", "tqdm")
+    calls = isinstance(loop.iter, ast.Call) and _name_of(loop.iter.func) in known
     if not isinstance(target, ast.Name) or not (plain or calls):
-        raise refuse(loop, f"it loops over `{ast.unparse(loop.iter)}`, whose timestep is not a plain variable")
+        over = ast.unparse(loop.iter)
+        raise refuse(loop, f"it loops over `{over}`, whose timestep is not a plain variable")
     return target.id
 
 
@@ -361,15 +407,16 @@ def _rewrite(
     leave = _LeaveOuterLoop()
     route = _RouteScheduler()
     body = [route.visit(part) for statement in again for part in leave.rewritten(statement)]
-    restore = "\n".join(f"    if {name!r} in {RUN}.inputs: {name} = {RUN}.inputs[{name!r}]" for name in inputs)
-    rebind = f"if {RUN}.inputs:\n{restore}\n" if inputs else ""
+    lines = [f"    if {name!r} in {RUN}.inputs: {name} = {RUN}.inputs[{name!r}]" for name in inputs]
+    rebind = "\n".join([f"if {RUN}.inputs:", *lines, ""]) if inputs else ""
     head = _code(f"{RUN}.begin({latents}, {t}, locals())", loop)
     phase = _code(f"{latents} = {RUN}.x\n{t} = {RUN}.t\n{rebind}", loop)
     inner = _code(f"while {RUN}.asking: pass", loop)
     assert isinstance(inner[0], ast.While)
     inner[0].body = phase + body
     # B sees the loop's own variables again, whatever the last request was told.
-    tail = _code(f"if {RUN}.left == 'continue': continue\nif {RUN}.left == 'break': break\n{rebind}", loop)
+    left = "\n".join(f"if {RUN}.left == '{how}': {how}" for how in ("continue", "break"))
+    tail = _code(f"{left}\n{rebind}", loop)
     loop.body = head + inner + _code(f"{t} = {RUN}.t", loop) + tail + after
     _insert_before(function, loop, _code(f"{RUN}.enter({timesteps}, locals())", loop))
     docstring = 1 if ast.get_docstring(function) is not None else 0
@@ -399,17 +446,17 @@ def _insert_before(function: ast.FunctionDef, loop: ast.For, statements: list[as
 
 
 class _LeaveOuterLoop(ast.NodeTransformer):
-    """`continue` and `break` of A: note which, and leave the inner loop; the outer one acts on the note."""
+    """`continue` and `break` of A: leave the inner loop with a note that the outer one acts on."""
 
     def rewritten(self, statement: ast.stmt) -> list[ast.stmt]:
         result = self.visit(statement)
         return result if isinstance(result, list) else [result]
 
-    def visit_Continue(self, node: ast.Continue) -> list[ast.stmt]:  # noqa: N802
-        return _code(f"{RUN}.leave('continue')", node) + [ast.copy_location(ast.Break(), node)]
+    def visit_Continue(self, node: ast.Continue) -> list[ast.stmt]:
+        return [*_code(f"{RUN}.leave('continue')", node), ast.copy_location(ast.Break(), node)]
 
-    def visit_Break(self, node: ast.Break) -> list[ast.stmt]:  # noqa: N802
-        return _code(f"{RUN}.leave('break')", node) + [node]
+    def visit_Break(self, node: ast.Break) -> list[ast.stmt]:
+        return [*_code(f"{RUN}.leave('break')", node), node]
 
     def _stay(self, node: ast.AST) -> ast.AST:
         return node  # loops and functions inside A keep their own
@@ -422,7 +469,7 @@ class _RouteScheduler(ast.NodeTransformer):
 
     routes = {"step": "step_of", "scale_model_input": "scale_of"}  # noqa: RUF012
 
-    def visit_Call(self, node: ast.Call) -> ast.Call:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
         if isinstance(node.func, ast.Attribute) and _is_scheduler_method(node.func):
             route = self.routes.get(node.func.attr)
@@ -443,6 +490,6 @@ def _compile(tree: ast.Module, original: Any) -> Callable[..., Any]:
     code = compile(tree, file, "exec", flags=futures, dont_inherit=True)
     namespace: dict[str, Any] = {}
     # Decorators (no_grad, docstring helpers) are part of the source and are applied again here.
-    exec(code, original.__globals__, namespace)  # noqa: S102
+    exec(code, original.__globals__, namespace)
     function: Callable[..., Any] = namespace["__call__"]
     return function
