@@ -175,7 +175,7 @@ def damaged_model(damage):
         ("no class of ours", "does not have"),
         ("pickle", "has no safetensors weights, only diffusion_pytorch_model.bin"),
         ("no weights", "no safetensors weights"),
-        ("no weights in a part", "cannot load|safetensors"),
+        ("no weights in a part", "unet has no safetensors weights"),
         ("half the weights", "cannot load"),
     ],
 )

@@ -131,7 +131,7 @@ def hush_libraries(*, debug: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for library in libraries:
-            library.set_verbosity_error()
+            library.set_verbosity(logging.CRITICAL)
             library.disable_progress_bar()
         try:
             yield

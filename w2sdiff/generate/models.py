@@ -152,10 +152,11 @@ class Model:
         for part in parts:
             files = list((self.folder / part).iterdir())
             pickled = [file.name for file in files if file.suffix in _PICKLES]
-            if pickled and not any(file.suffix == ".safetensors" for file in files):
+            network = (self.folder / part / "config.json").is_file()
+            if (network or pickled) and not any(file.suffix == ".safetensors" for file in files):
+                only = f", only {pickled[0]}, which could run code when it is opened; convert it"
                 raise InputError(
-                    f"{self.folder / part} has no safetensors weights, only {pickled[0]}, "
-                    "which could run code when it is opened; convert it first"
+                    f"{self.folder / part} has no safetensors weights{only if pickled else ''}"
                 )
         weights = [file for part in parts for file in self._used(part)]
         weights = [file for file in weights if file.suffix == ".safetensors"]
