@@ -84,7 +84,7 @@ class Mixture:
 
         def predict(x: Tensor, i: int) -> Tensor:
             alpha, sigma = float(levels.alpha[i]), float(levels.sigma[i])
-            x0, noise = self.predict(x * float(levels.scale[i]), alpha, sigma)
+            x0, noise = self.predict(x, alpha, sigma)
             match levels.prediction:
                 case "epsilon":
                     return noise

@@ -30,9 +30,10 @@ def drive(
         method: its roles pick the model; their edits are not used, for there is no pipeline to
             edit.
         model: `model(x, i) -> prediction`, or one per role ("strong", "weak", "base"; base falls
-            back to strong). `i` is the step whose timestep a network would be told: for W2SD's weak
-            model the step's own, although its x is one level further (`weak_time="next"` tells it
-            the level x is at).
+            back to strong). x is alpha x0 + sigma noise, as a network sees it, also for Karras-type
+            levels. `i` is the step whose timestep a network would be told: for W2SD's weak model
+            the step's own, although its x is one level further (`weak_time="next"` tells it the
+            level x is at).
         x: [B, ...] latents at level 0.
         levels: noise levels of the run.
         callback: called with (step, x after the step).
@@ -61,8 +62,10 @@ def drive(
         request = next(conversation)
         while True:
             told = i if request.time is None else min(request.time, num_steps - 1)
+            seen = levels.scale_model_input(request.x, at=request.at)
+            prediction = _model_of(model, request.role)(seen, told)
             try:
-                request = conversation.send(_model_of(model, request.role)(request.x, told))
+                request = conversation.send(prediction)
             except StopIteration as finished:
                 prediction, x = finished.value
                 break

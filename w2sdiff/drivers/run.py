@@ -78,10 +78,17 @@ class Run:
             return self._woven.function(pipe, *args, **kwargs)
         finally:
             self._leave()
-            self._conversation = None
-            self._branches = None
-            self._words = None
+            self._let_go()
             self.stats.seconds = time.perf_counter() - started
+
+    def _let_go(self) -> None:
+        """Keep no tensor of a call that is over."""
+        self._conversation = self._branches = self._words = None
+        self._levels = None
+        self._frame: Frame = {}
+        self.x = self.t = None
+        self.inputs = {}
+        self.__dict__.pop("_step", None)
 
     def _notes(self) -> list[str]:
         strong, base = self._roles["strong"], self._roles["base"]

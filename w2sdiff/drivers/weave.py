@@ -341,15 +341,24 @@ def _surely_stored(statement: ast.stmt) -> set[str]:
 
 
 def _stored(node: ast.AST) -> set[str]:
-    names = [name for name in ast.walk(node) if isinstance(name, ast.Name)]
-    return {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    """Variables a node sets; a comprehension's own are in its own scope and do not count."""
+    own = {id(name) for name in _comprehension_targets(node)}
+    return {name.id for name in _names(node, ast.Store) if id(name) not in own}
 
 
 def _loaded(node: ast.AST) -> set[str]:
-    names = [name for name in ast.walk(node) if isinstance(name, ast.Name)]
+    own = {name.id for name in _comprehension_targets(node)}
+    return {name.id for name in _names(node, ast.Load)} - own
+
+
+def _comprehension_targets(node: ast.AST) -> list[ast.Name]:
     loops = [part for part in ast.walk(node) if isinstance(part, ast.comprehension)]
-    bound = {name for loop in loops for name in _stored(loop.target)}
-    return {name.id for name in names if isinstance(name.ctx, ast.Load)} - bound
+    return [name for loop in loops for name in _names(loop.target, ast.Store)]
+
+
+def _names(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
+    names = [name for name in ast.walk(node) if isinstance(name, ast.Name)]
+    return [name for name in names if isinstance(name.ctx, context)]
 
 
 def _name_of(func: ast.expr) -> str:
