@@ -1,0 +1,63 @@
+"""Each benchmark on the embedded models runs from the command line and says what it found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from w2sdiff import shapes
+
+REPO = Path(__file__).parent.parent
+SMALLEST = {
+    "shapes_balance": "--n 8 --steps 2",
+    "shapes_methods": "--models shapes-dit --limit 8 --choose-on 4 --steps 2",
+}
+MODELS = {"shapes_balance": "shapes-unet", "shapes_methods": "shapes-dit"}
+
+
+@pytest.fixture(scope="module")
+def result(request, tmp_path_factory) -> dict:
+    """The last line of a script's output, which is also its file."""
+    name = request.param
+    if MODELS[name] not in shapes.checkpoint_names():
+        pytest.skip(f"the embedded checkpoint {MODELS[name]} is not there")
+    out = tmp_path_factory.mktemp("results") / f"{name}.json"
+    script = REPO / "benchmarks" / f"{name}.py"
+    command = [sys.executable, str(script), *SMALLEST[name].split(), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last == json.loads(out.read_text(encoding="utf-8"))
+    assert last["benchmark"] == name
+    return last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["shapes_balance"], indirect=True)
+def test_balance_spends_no_more_than_w2sd(result):
+    arms = result["arms"]
+    spent = {name: arm["equal_evaluations"]["evaluations"] for name, arm in arms.items()}
+    assert max(spent.values()) == spent["W2SD"] == result["budget"]
+    assert arms["W2SD"]["equal_steps"] == arms["W2SD"]["equal_evaluations"]
+    # 1/2 squared over 1/10: the rare colours would be 2.5 times as frequent as the others.
+    shares = sorted(arms["W2SD"]["expected"]["colours"].values())
+    assert shares[-1] / shares[0] == pytest.approx(2.5, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["shapes_methods"], indirect=True)
+def test_methods_spend_no_more_than_w2sd(result):
+    found = result["models"]["shapes-dit"]
+    arms = found["arms"]
+    assert max(arm["evaluations"] for arm in arms.values()) == found["budget"]
+    reference = arms["plain, equal evaluations"]["score"]["share"]
+    for name, arm in arms.items():
+        assert arm["score"]["n"] == 8
+        if name != "plain, equal evaluations":
+            d = arm["minus_reference"]
+            assert d["wins"] - d["losses"] == round(8 * d["difference"])
+            assert d["difference"] == pytest.approx(arm["score"]["share"] - reference, abs=2e-4)
