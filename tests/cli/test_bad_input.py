@@ -53,6 +53,7 @@ WITH_A_MODEL = [
     (["--method", "autoguidance", "--weak", "guidance=0", "--scale", "inf"], "finite"),
     (["--method", "plain", "--times", "2"], "takes no --times"),
     (["--method", "zigzag", "--weak", "lora:style=1"], "guidance pairs only"),
+    (["--method", "plain", "--compare"], "no weak and strong"),
     (["--steps", "0"], "at least 1 step"),
     (["--steps", "-3"], "at least 1 step"),
     (["--guidance", "nan"], "finite number for the guidance"),

@@ -47,6 +47,14 @@ def test_a_prompt_that_is_there_twice_is_drawn_once(plan):
     assert len(twice.pictures) == 2 * 2 * 2
 
 
+def test_what_is_drawn_once_stands_in_every_place_of_a_sheet(plan):
+    same = (Arm("weak", Plain()), Arm("strong", Plain()))
+    twice = dataclasses.replace(plan, rows=rows("a", "b", "a"), arms=same)
+    assert len(twice.pictures) == 2 * 2
+    assert len(twice.keys) == 2 * 3 * 2
+    assert twice.keys["weak", 0, 1] == twice.keys["strong", 2, 1]
+
+
 def test_ids_and_labels_and_unused_columns_do_not_count(plan):
     other = tuple(PromptRow(f"x{row.id}", row.text, {"note": "hm"}) for row in plan.rows)
     renamed = (Arm("strong", Plain()), plan.arms[1])

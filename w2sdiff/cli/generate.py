@@ -66,7 +66,7 @@ def generate(
     ] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     image_strength: Annotated[
-        float | None, typer.Option(help="How much of it is redrawn, above 0, at most 1.")
+        float | None, typer.Option(help="How much of it is redrawn, up to 1. Default: 0.6.")
     ] = None,
     method: Annotated[
         str, _option(_METHOD, "w2sd, zigzag, autoguidance, plain, ...; see `list methods`.")
@@ -142,7 +142,7 @@ def generate(
             size=_size(size),
             scheduler=scheduler,
             image=image,
-            image_strength=image_strength,
+            image_strength=0.6 if image and image_strength is None else image_strength,
             loras=tuple(map(_lora, lora or [])),
             device=device,
             dtype=dtype,

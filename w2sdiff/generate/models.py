@@ -154,10 +154,8 @@ class Model:
             pickled = [file.name for file in files if file.suffix in _PICKLES]
             network = (self.folder / part / "config.json").is_file()
             if (network or pickled) and not any(file.suffix == ".safetensors" for file in files):
-                only = f", only {pickled[0]}, which could run code when it is opened; convert it"
-                raise InputError(
-                    f"{self.folder / part} has no safetensors weights{only if pickled else ''}"
-                )
+                only = f", only {pickled[0]}, which could run code when opened" if pickled else ""
+                raise InputError(f"{self.folder / part} has no safetensors weights{only}")
         weights = [file for part in parts for file in self._used(part)]
         weights = [file for file in weights if file.suffix == ".safetensors"]
         if not weights:

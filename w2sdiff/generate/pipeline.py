@@ -114,7 +114,6 @@ def _check_options(pipe: Any, settings: Settings) -> None:
         "a negative prompt": ("negative_prompt", settings.negative),
         "a true CFG scale": ("true_cfg_scale", settings.true_cfg),
         "an image": ("image", settings.image),
-        "an image strength": ("strength", settings.image_strength),
     }
     for what, (name, value) in wanted.items():
         if value is not None and name not in accepted:

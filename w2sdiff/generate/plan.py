@@ -43,12 +43,14 @@ class Picture:
     Attributes:
         arm: by which method.
         row: the prompt, with its id.
+        number: of the prompt in the plan, from 0.
         group: the shots made together, itself among them.
         place: its index in the group.
     """
 
     arm: Arm
     row: PromptRow
+    number: int
     group: tuple[Shot, ...]
     place: int
 
@@ -96,8 +98,7 @@ class Plan:
     def batches(self) -> list[tuple[Task, tuple[Picture, ...]]]:
         """The tasks and the pictures of their items, arm by arm; a repeated one is there once."""
         found: dict[str, tuple[Task, tuple[Picture, ...]]] = {}
-        for pictures in self._groups():
-            task = Task(tuple(map(self._item, pictures)))
+        for task, pictures in self._batches:
             found.setdefault(task.key, (task, pictures))
         return list(found.values())
 
@@ -110,12 +111,20 @@ class Plan:
             for item, picture in zip(task.items, pictures, strict=True)
         }
 
+    @cached_property
+    def keys(self) -> dict[tuple[str, int, int], str]:
+        """The key of every picture by arm, number of the prompt, and seed."""
+        return {
+            (picture.arm.label, picture.number, picture.shot.seed): item.key
+            for task, pictures in self._batches
+            for item, picture in zip(task.items, pictures, strict=True)
+        }
+
     def cost(self, method: Method) -> int:
         """Single-branch evaluations of one picture by a method, known before anything is loaded."""
         settings = self.settings
-        steps = settings.steps
-        if settings.image and settings.image_strength is not None:
-            steps = max(1, min(int(steps * settings.image_strength), steps))
+        # From an image, only the last part of the run is made.
+        steps = max(1, int(settings.steps * (settings.image_strength or 1.0)))
         return method.cost(steps, cfg_scale(self.model, settings))
 
     @property
@@ -151,15 +160,22 @@ class Plan:
             found[arm.label] = (data, _without_paths(data))
         return found
 
+    @cached_property
+    def _batches(self) -> list[tuple[Task, tuple[Picture, ...]]]:
+        return [(Task(tuple(map(self._item, group))), group) for group in self._groups()]
+
     def _groups(self) -> Iterator[tuple[Picture, ...]]:
         # The method first: if it cannot run, that shows before anything is written.
         for arm in reversed(self.arms):
             names = columns_used(arm.method)
-            pairs = [(row, seed) for row in self.rows for seed in self.seeds]
+            pairs = [(i, seed) for i in range(len(self.rows)) for seed in self.seeds]
             for start in range(0, len(pairs), self.batch):
                 chunk = pairs[start : start + self.batch]
-                group = tuple(_shot(row, seed, names) for row, seed in chunk)
-                yield tuple(Picture(arm, row, group, i) for i, (row, _) in enumerate(chunk))
+                group = tuple(_shot(self.rows[i], seed, names) for i, seed in chunk)
+                yield tuple(
+                    Picture(arm, self.rows[i], i, group, place)
+                    for place, (i, _) in enumerate(chunk)
+                )
 
     def _item(self, picture: Picture) -> Item:
         """Everything that decides a picture, and nothing else."""
@@ -188,7 +204,12 @@ def compared(method: Method, label: str) -> tuple[Arm, ...]:
 
     Where the pair differs in more than guidance, the plain pictures are drawn at the guidance the
     pipeline is called with: a scale that a role has while it reflects is not one to draw with.
+
+    Raises:
+        InputError: the method has no weak and strong model.
     """
+    if not (hasattr(method, "weak") and hasattr(method, "strong")):
+        raise InputError(f"the method {label} has no weak and strong model to compare")
     weak, strong = (method.roles[role] for role in ("weak", "strong"))
     if any(not isinstance(edit, Guidance) for edits in (weak, strong) for edit in edits or ()):
         weak, strong = _unguided(weak), _unguided(strong)

@@ -79,28 +79,25 @@ def draw_grids(plan: Plan, ledger: Ledger) -> list[Path]:
         The files that were written; none for a prompt of which nothing is there.
     """
     written = []
-    for row in plan.rows:
-        keys: dict[tuple[int, str], str] = {}
-        for key, picture in plan.pictures.items():
-            if picture.row == row:
-                keys[picture.shot.seed, picture.arm.label] = key
-        records = {place: ledger.get(key) for place, key in keys.items()}
+    for number, row in enumerate(plan.rows):
+        sheet = {
+            (seed, arm.label): plan.keys[arm.label, number, seed]
+            for seed in plan.seeds
+            for arm in plan.arms
+        }
+        records = {place: ledger.get(key) for place, key in sheet.items()}
         if not any(record and record.files for record in records.values()):
             continue
         cells = [
-            [
-                _cell(
-                    ledger, arm.label, records.get((seed, arm.label)), several=len(plan.seeds) > 1
-                )
-                for arm in plan.arms
-            ]
+            [_cell(ledger, arm.label, seed, records[seed, arm.label]) for arm in plan.arms]
             for seed in plan.seeds
         ]
-        name = digest(sorted(keys.values()))[:8]
-        sheet = png_bytes(grid(cells, title=row.text), {"schema": 1, "grid": sorted(keys.values())})
-        path = ledger.folder / f"{slug(row.text)}-compare-{name}.png"
-        write_whole(path, sheet)
-        written.append(path)
+        keys = sorted(sheet.values())
+        path = ledger.folder / f"{slug(row.text)}-compare-{digest(keys)[:8]}.png"
+        if path not in written:
+            picture = grid(cells, title=row.text)
+            write_whole(path, png_bytes(picture, {"schema": 1, "grid": keys}))
+            written.append(path)
     return written
 
 
@@ -182,18 +179,18 @@ def _outcome(plan: Plan, key: str, picture: Picture, drawn: Drawn) -> Done | Fai
     return Done({plan.file_name(picture, key): data}, facts)
 
 
-def _cell(ledger: Ledger, label: str, record: Record | None, *, several: bool) -> Cell:
+def _cell(ledger: Ledger, label: str, seed: int, record: Record | None) -> Cell:
     from PIL import Image
 
+    title = f"{label}, seed {seed}"
     if record is None:
-        return Cell(None, label, ["not made"])
+        return Cell(None, title, ["not made"])
     if not record.files:
-        return Cell(None, label, [f"failed: {record.reason}"])
+        return Cell(None, title, [f"failed: {record.reason}"])
     facts = record.facts
     lines = [f"{facts['evaluations']} evaluations, {facts['seconds']:.2f} s"]
     if verdict := facts.get("verdict"):
         lines.append("obeyed" if verdict["obeyed"] else f"not obeyed: {verdict['why']}")
-    title = f"{label}, seed {record.spec['seed']}" if several else label
     try:
         with Image.open(ledger.folder / next(iter(record.files))) as image:
             return Cell(image.convert("RGB"), title, lines)
