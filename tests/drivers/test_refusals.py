@@ -131,10 +131,11 @@ class TestUnknownPipeline:
 
     @pytest.fixture
     def pipe(self):
-        from diffusers import StableDiffusionLDM3DPipeline
+        from diffusers import StableDiffusionModelEditingPipeline
 
-        parts = {k: v for k, v in tiny.build("sd").components.items() if k != "image_encoder"}
-        pipe = StableDiffusionLDM3DPipeline(**parts, requires_safety_checker=False)
+        parts = tiny.build("sd").components
+        parts.pop("image_encoder")
+        pipe = StableDiffusionModelEditingPipeline(**parts, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -162,12 +163,12 @@ class TestUnknownPipeline:
         refused(pipe, "sd", W2SD(weak=Guidance(1.0)), UnsupportedError, r"(?i)family")
 
     def test_guidance_works_once_they_are_stated(self, pipe):
-        from w2sdiff.drivers.families import Family, from_pipe
+        from w2sdiff.drivers.families import Family, from_frame
 
         reference = tiny.build("sd")
         with attach(reference, W2SD(weak=Guidance(1.0))):
             expected = tiny.latents(reference, "sd")
-        with attach(pipe, W2SD(weak=Guidance(1.0)), family=Family("uc", from_pipe)):
+        with attach(pipe, W2SD(weak=Guidance(1.0)), family=Family("uc", from_frame)):
             assert torch.equal(tiny.latents(pipe, "sd"), expected)
 
 
