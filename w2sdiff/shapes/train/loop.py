@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from w2sdiff.shapes.train.muon import Muon
+
 __all__ = ["Schedule", "Stopwatch", "append_jsonl", "generator_for", "swapped_weights", "train"]
 
 Weights = dict[str, Tensor]
@@ -30,7 +32,8 @@ class Schedule:
             to zero over the last `cooldown` (share of the steps). Until the fall begins, a run
             does not depend on `steps`, so a stopped one can be resumed with another number.
         ema: decay of the weights' running average, which is what gets used.
-        weight_decay: of AdamW.
+        weight_decay: of the optimiser.
+        muon: name of the submodule whose matrices `Muon` trains; AdamW trains all else.
         keep_every: steps between the averaged weights that are kept; 0 keeps only the last.
         watch_every: steps between calls of `watch`; 0 never calls it.
         save_seconds: seconds between resumable states.
@@ -43,6 +46,7 @@ class Schedule:
     cooldown: float = 0.2
     ema: float = 0.999
     weight_decay: float = 0.01
+    muon: str | None = None
     keep_every: int = 0
     watch_every: int = 0
     save_seconds: float = 120.0
@@ -105,27 +109,22 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     device = next(iter(parameters.values())).device
-    optimiser = torch.optim.AdamW(
-        parameters.values(),
-        lr=schedule.lr,
-        betas=(0.9, 0.99),
-        weight_decay=schedule.weight_decay,
-        fused=True,
-    )
+    optimisers = _optimisers(parameters, schedule)
     average = {n: p.detach().clone() for n, p in parameters.items()}
     step, watchstop = 0, Stopwatch()
     state_file = folder / "state.pt"
     if state_file.is_file():
         state = torch.load(state_file, map_location=device, weights_only=True)
         module.load_state_dict(state["module"], strict=False)
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
         average, step = state["average"], state["step"]
         watchstop = Stopwatch(state["seconds"])
 
     def save() -> None:
         state = {
             "module": {n: p.detach() for n, p in parameters.items()},
-            "optimiser": optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "average": average,
             "step": step,
             "seconds": watchstop.seconds,
@@ -140,13 +139,14 @@ def train(
     since = step
     try:
         while step < schedule.steps:
-            for group in optimiser.param_groups:
+            for group in (group for o in optimisers for group in o.param_groups):
                 group["lr"] = schedule.lr_at(step)
             value = loss(step, generator_for(seed, step))
             value.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
             with torch.no_grad():
                 torch._foreach_lerp_(
                     list(average.values()),
@@ -191,6 +191,24 @@ def swapped_weights(module: nn.Module, weights: Weights) -> Iterator[None]:
     finally:
         module.load_state_dict(own, strict=False)
         module.train(training)
+
+
+def _optimisers(
+    parameters: dict[str, nn.Parameter], schedule: Schedule
+) -> list[torch.optim.Optimizer]:
+    matrices = {
+        name: p
+        for name, p in parameters.items()
+        if schedule.muon and name.startswith(f"{schedule.muon}.") and name.endswith("weight")
+    }
+    rest = [p for name, p in parameters.items() if name not in matrices]
+    decay = schedule.weight_decay
+    adamw = torch.optim.AdamW(
+        rest, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=decay, fused=True
+    )
+    if not matrices:
+        return [adamw]
+    return [adamw, Muon(matrices.values(), lr=schedule.lr, weight_decay=decay)]
 
 
 def append_jsonl(path: Path, line: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from w2sdiff.shapes.world import batch
 __all__ = ["LATENT_CHANNELS", "SCHEDULE", "build", "decode", "encode", "to_pixels", "train_vae"]
 
 LATENT_CHANNELS = 8
-SCHEDULE = Schedule(steps=4500, batch=32, lr=2e-3, warmup=100, cooldown=0.4, ema=0.995)
-KL_WEIGHT = 3e-4  # per latent number; enough to make the decoder forgive small errors, no more
+SCHEDULE = Schedule(steps=3000, batch=16, lr=2e-3, warmup=100, cooldown=0.4, ema=0.995)
+KL_WEIGHT = 1e-4  # per latent number; enough to make the decoder forgive small errors, no more
 DATA_SEED = 101
 
 
@@ -26,7 +26,7 @@ def build() -> Any:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 64),
+        block_out_channels=(8, 16, 32, 64),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -39,7 +39,8 @@ def build() -> Any:
 def to_pixels(images: Any, device: torch.device | str = "cpu") -> Tensor:
     """Return uint8 pictures [n, 64, 64, 3] as a float tensor [n, 3, 64, 64] in -1..1."""
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
-    return pixels / 127.5 - 1
+    scaled: Tensor = pixels / 127.5 - 1
+    return scaled
 
 
 @torch.no_grad()
@@ -58,7 +59,12 @@ def decode(vae: Any, latents: Tensor) -> Any:
 
 
 def train_vae(
-    out: Path, *, seed: int = 0, schedule: Schedule = SCHEDULE, device: str = "cpu"
+    out: Path,
+    *,
+    seed: int = 0,
+    schedule: Schedule = SCHEDULE,
+    device: str = "cpu",
+    compiled: bool = True,
 ) -> Any:
     """Train the codec and save it as a stock folder, `out/vae`.
 
@@ -68,15 +74,15 @@ def train_vae(
     """
     torch.manual_seed(seed)
     vae = build().to(device)
-    compiled = vae if schedule.steps < 500 else torch.compile(vae_pass)
+    run = torch.compile(vae_loss) if compiled else vae_loss
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         start = step * schedule.batch
         _, images = batch(DATA_SEED + seed, schedule.batch, start=start)
         pixels = to_pixels(images, device)
         noise = torch.randn(schedule.batch, LATENT_CHANNELS, 8, 8, generator=generator)
-        run = vae_pass if compiled is vae else compiled
-        return run(vae, pixels, noise.to(device))
+        value: Tensor = run(vae, pixels, noise.to(device))
+        return value
 
     train(vae, loss, schedule, out / "runs" / "vae", seed=seed)
     _normalise(vae, seed)
@@ -85,12 +91,13 @@ def train_vae(
     return vae
 
 
-def vae_pass(vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
+def vae_loss(vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
     """Return the training loss of one batch of pixels [n, 3, 64, 64]."""
     posterior = vae.encode(pixels).latent_dist
     error = vae.decode(posterior.mean + posterior.std * noise).sample - pixels
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar)
-    return (error.abs() + 2 * error**2).mean() + KL_WEIGHT * kl.mean()
+    value: Tensor = (error.abs() + 2 * error**2).mean() + KL_WEIGHT * kl.mean()
+    return value
 
 
 @torch.no_grad()

@@ -1,0 +1,118 @@
+"""What the package carries: small, stock, shared, and good enough to be worth looking at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from w2sdiff.shapes import checkpoint_names, checkpoint_path, lora_path, weak_path
+from w2sdiff.shapes.oracle import judge_all
+from w2sdiff.shapes.train.card import parameter_counts
+from w2sdiff.shapes.train.evaluate import score
+from w2sdiff.shapes.train.lora import LORAS
+from w2sdiff.shapes.train.vae import decode, encode
+from w2sdiff.shapes.world import batch, evaluation_captions
+
+NAMES = ("shapes-unet", "shapes-dit")
+STOCK = {"shapes-unet": "StableDiffusionPipeline", "shapes-dit": "PixArtSigmaPipeline"}
+
+if set(NAMES) - set(checkpoint_names()):
+    pytest.skip("the embedded checkpoints are not here", allow_module_level=True)
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_all_together_fit_into_20_megabytes():
+    files = [f for name in NAMES for f in checkpoint_path(name).rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 20 * 2**20
+
+
+def test_weights_are_safetensors_only():
+    kinds = {f.suffix for n in NAMES for f in checkpoint_path(n).rglob("*") if f.is_file()}
+    assert kinds <= {".safetensors", ".json", ".txt", ".md"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_part_is_of_a_stock_class(name):
+    index = json.loads((checkpoint_path(name) / "model_index.json").read_text())
+    assert index["_class_name"] == STOCK[name]
+    parts = [v for k, v in index.items() if not k.startswith("_") and isinstance(v, list)]
+    assert {library for library, _ in parts} <= {"diffusers", "transformers", None}
+
+
+def test_both_models_share_one_codec():
+    codecs = {
+        digest(checkpoint_path(n) / "vae" / "diffusion_pytorch_model.safetensors") for n in NAMES
+    }
+    assert len(codecs) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weak_and_strong_differ_in_weights_alone(name):
+    weak = weak_path(name)
+    strong = weak.with_name(weak.name.removesuffix("_weak"))
+    strip = {"_name_or_path", "_diffusers_version"}
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (weak, strong)]
+    one, two = ({k: v for k, v in c.items() if k not in strip} for c in configs)
+    assert one == two
+    file = "diffusion_pytorch_model.safetensors"
+    assert digest(weak / file) != digest(strong / file)
+
+
+def test_true_pictures_survive_the_codec():
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(checkpoint_path("shapes-unet") / "vae")
+    captions, images = batch(seed=9001, n=300)
+    latents = torch.cat([encode(vae, images[i : i + 50]) for i in range(0, 300, 50)])
+    back = np.concatenate([decode(vae, latents[i : i + 50]) for i in range(0, 300, 50)])
+    assert sum(v.obeyed for v in judge_all(back, captions)) >= 0.97 * 300
+    assert latents.mean().abs() < 0.1
+    assert abs(latents.std() - 1) < 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strong_pictures_mostly_obey_and_weak_ones_less(name):
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(checkpoint_path(name))
+    captions = [c.text for c in evaluation_captions(60, seed=77)]
+    obeyed = [sum(score(pipe, captions, guidance_scale=3.0, num_inference_steps=12))]
+    part = weak_path(name).name.removesuffix("_weak")
+    pipe.register_modules(**{part: type(getattr(pipe, part)).from_pretrained(weak_path(name))})
+    obeyed.append(sum(score(pipe, captions, guidance_scale=3.0, num_inference_steps=12)))
+    strong, weak = obeyed
+    assert strong >= 30
+    assert 3 <= weak < strong
+
+
+@pytest.mark.parametrize("lora", LORAS)
+def test_loras_load_into_the_stock_pipeline_whole(lora):
+    from diffusers import DiffusionPipeline
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    pipe = DiffusionPipeline.from_pretrained(checkpoint_path("shapes-unet"))
+    pipe.load_lora_weights(lora_path("shapes-unet", lora), adapter_name=lora)
+    loaded = get_peft_model_state_dict(pipe.unet, adapter_name=lora)
+    shipped = load_file(lora_path("shapes-unet", lora))
+    assert {f"unet.{key}" for key in loaded} == set(shipped)
+    assert all(
+        torch.equal(loaded[key.removeprefix("unet.")].half(), shipped[key]) for key in shipped
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cards_state_what_the_folder_holds(name):
+    card = (checkpoint_path(name) / "README.md").read_text()
+    counts = parameter_counts(checkpoint_path(name))
+    assert all(f"| {part} | {n:,} |" in card for part, n in counts.items())
+    assert "license: apache-2.0" in card
+    assert "python -m w2sdiff.shapes.train" in card

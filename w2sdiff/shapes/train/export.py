@@ -1,0 +1,90 @@
+"""From a training folder to the stock diffusers folders that the package carries."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from w2sdiff.errors import InputError
+from w2sdiff.shapes.train.lora import LORAS
+from w2sdiff.shapes.train.networks import NAMES, assemble, build_denoiser
+
+__all__ = ["WEAK_STEPS", "export", "export_one"]
+
+# The early checkpoint of the same run, the average as it was at this step: clearly worse at equal
+# guidance, and still of use.
+WEAK_STEPS = {"unet": 2500, "dit": 2000}
+_DENOISERS = {"unet": "unet", "dit": "transformer"}
+
+
+def export(out: Path, weak_steps: dict[str, int] | None = None) -> list[Path]:
+    """Write `out/<name>` for every denoiser trained in `out`; return the folders."""
+    kinds = [kind for kind in NAMES if (out / "runs" / kind).is_dir()]
+    if not kinds:
+        raise InputError(f"no trained denoiser in {out}: run the stage 'unet' or 'dit' first")
+    steps = WEAK_STEPS | (weak_steps or {})
+    return [export_one(kind, out, out / NAMES[kind], weak_step=steps[kind]) for kind in kinds]
+
+
+def export_one(
+    kind: str, out: Path, folder: Path, *, weak_step: int, strong_step: int | None = None
+) -> Path:
+    """Write one stock folder in float16: the pipeline, the weak denoiser beside it, the LoRAs.
+
+    Args:
+        kind: "unet" or "dit".
+        out: the training folder.
+        folder: what to write; replaced if it is there.
+        weak_step: the step whose averaged weights are the weak denoiser.
+        strong_step: likewise for the strong one; the last one by default.
+
+    Raises:
+        InputError: the weights of a step were not kept.
+    """
+    kept = {int(f.stem.removeprefix("ema-")): f for f in _kept(kind, out)}
+    strong_step = max(kept) if strong_step is None else strong_step
+    if missing := {weak_step, strong_step} - set(kept):
+        raise InputError(
+            f"the {kind}'s weights at step {missing.pop()} were not kept: choose from "
+            + ", ".join(map(str, sorted(kept)))
+        )
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    strong, weak = (_load(kind, kept[step]) for step in (strong_step, weak_step))
+    pipe = assemble(kind, out, strong).to(dtype=torch.float16)
+    pipe.save_pretrained(folder, safe_serialization=True)
+    weak.half().save_pretrained(folder / f"{_DENOISERS[kind]}_weak", safe_serialization=True)
+    loras = out / "loras"
+    if kind == "unet" and loras.is_dir():
+        (folder / "loras").mkdir()
+        for name in LORAS:
+            shutil.copy(loras / f"{name}.safetensors", folder / "loras")
+    _load_as_float32(folder)
+    return folder
+
+
+def _kept(kind: str, out: Path) -> list[Path]:
+    return list((out / "runs" / kind).glob("ema-*.safetensors"))
+
+
+def _load(kind: str, file: Path) -> Any:
+    denoiser = build_denoiser(kind)
+    denoiser.load_state_dict(load_file(file))
+    return denoiser.eval()
+
+
+def _load_as_float32(folder: Path) -> None:
+    """Say in the text encoder's configuration that, by default, its weights become float32.
+
+    The files hold float16 to be small. transformers would compute in that type too, unlike
+    diffusers, which loads everything as float32 unless told otherwise.
+    """
+    file = folder / "text_encoder" / "config.json"
+    config = json.loads(file.read_text())
+    config["dtype"] = "float32"
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
