@@ -8,9 +8,10 @@ oracle reads their colours, and the distance is the total variation from the tru
 
 To first order W2SD samples from strong^2 / weak, and AutoGuidance from strong^s / weak^(s - 1). For
 these two LoRAs that is even at s = 1.43, and at s = 2, W2SD's strength, the rare colours would be
-2.5 times as frequent as the others. The column "expected" holds this arithmetic.
+2.5 times as frequent as the others. "expected" holds this arithmetic for each arm, from what the
+LoRAs were trained on and from what they were seen to draw.
 
-    python benchmarks/shapes_balance.py [--n 600] [--steps 20] [--guidance 3] [--seed 0]
+    python benchmarks/shapes_balance.py [--n 400] [--steps 20] [--guidance 1] [--seed 0]
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ PAIR = ("balance-strong", "balance-weak")
 SCALES = (1.25, 1.5, 2.0, 3.0)
 AT_EQUAL_STEPS = ("weak", "strong", "W2SD", "AutoGuidance 2")
 RIVALS = ("strong", "AutoGuidance 2")
+SEEN = ("strong", "weak")
+MARKERS = {"from_training": "d", "from_pictures": "x"}
+RED: dict[str, Any] = {"color": "#cc3311", "ms": 6}
 VERDICTS = ("further from the truth", "closer to the truth")
 
 
@@ -79,14 +83,23 @@ def truth_of(captions: list[Caption]) -> np.ndarray:
     return np.array([found[colour] for colour in COLOURS])
 
 
-def expected(strength: float) -> np.ndarray:
-    """strong^s weak^(1 - s), from the colour weights that the two LoRAs were trained with."""
-    strong, weak = (
-        np.array([LORAS[name].colour_weights.get(colour, 1.0) for colour in COLOURS])
-        for name in PAIR
-    )
+def trained(name: str) -> np.ndarray:
+    """The colour weights that a LoRA was trained with."""
+    return np.array([LORAS[name].colour_weights.get(colour, 1.0) for colour in COLOURS])
+
+
+def expected(strength: float, strong: np.ndarray, weak: np.ndarray, truth: np.ndarray) -> dict:
+    """strong^s weak^(1 - s), and how far it is from the truth."""
     shares = strong**strength * weak ** (1 - strength)
-    return shares / shares.sum()
+    shares /= shares.sum()
+    return {
+        "total_variation": round(float(distance(shares, truth)), 4),
+        "colours": by_colour(shares),
+    }
+
+
+def by_colour(shares: np.ndarray) -> dict[str, float]:
+    return dict(zip(COLOURS, rounded(shares), strict=True))
 
 
 def colours_of(images: np.ndarray, captions: list[Caption]) -> tuple[np.ndarray, int]:
@@ -118,7 +131,8 @@ def measure(
         "evaluations": arm.evaluations,
         "total_variation": round(tv, 4),
         "interval": interval(tvs),
-        "colours": dict(zip(COLOURS, rounded(counts / max(counts.sum(), 1)), strict=True)),
+        "colours": by_colour(counts / max(counts.sum(), 1)),
+        "counts": {colour: int(k) for colour, k in zip(COLOURS, counts, strict=True)},
         "unclear": proportion(n - int(counts.sum()), n),
         "disobeyed": proportion(n - obeyed, n),
         "seconds": round(seconds, 1),
@@ -137,12 +151,6 @@ def bench(model: Model, pipe: Any, n: int, steps: int, guidance: float, seed: in
     drawn: dict[tuple[str, str], tuple[float, np.ndarray]] = {}
     for name, (method, strength) in entrants.items():
         arms[name] = {"method": model.portable(method.to_json()), "strength": strength}
-        if strength is not None:
-            shares = expected(strength)
-            arms[name]["expected"] = {
-                "total_variation": round(float(distance(shares, truth)), 4),
-                "colours": dict(zip(COLOURS, rounded(shares), strict=True)),
-            }
         plans = {"equal_evaluations": Arm.within(budget, method, guidance)}
         if name in AT_EQUAL_STEPS:
             plans["equal_steps"] = Arm(method, steps, guidance)
@@ -160,10 +168,18 @@ def bench(model: Model, pipe: Any, n: int, steps: int, guidance: float, seed: in
             rival: compared(tv - other, tvs - others, "total_variation", VERDICTS)
             for rival, (other, others) in rivals.items()
         }
+    # Half a picture more of each colour: what was never drawn may still occur.
+    seen = [np.array([*arms[who]["equal_evaluations"]["counts"].values()]) + 0.5 for who in SEEN]
+    for arm in arms.values():
+        if arm["strength"] is not None:
+            arm["expected"] = {
+                "from_training": expected(arm["strength"], *map(trained, PAIR), truth),
+                "from_pictures": expected(arm["strength"], *seen, truth),
+            }
     rng = np.random.default_rng(seed)
     floor = distance(rng.multinomial(n, truth, size=10_000), truth)
     return {
-        "truth": dict(zip(COLOURS, rounded(truth), strict=True)),
+        "truth": by_colour(truth),
         "floor": {"total_variation": round(float(floor.mean()), 4), "interval": interval(floor)},
         "budget": budget,
         "arms": arms,
@@ -210,22 +226,24 @@ def plot(found: dict, path: Path) -> None:
         left.barh(y, row["total_variation"], color="#4477aa", height=0.6)
         left.plot(row["interval"], [y, y], color="k", lw=1.2)
         if "expected" in arm:
-            left.plot(arm["expected"]["total_variation"], y, "d", color="#cc3311", ms=6)
-    left.plot([], [], "d", color="#cc3311", label="expected to first order")
+            for origin, marker in MARKERS.items():
+                left.plot(arm["expected"][origin]["total_variation"], y, marker, **RED)
+    for origin, marker in MARKERS.items():
+        left.plot([], [], marker, **RED, label=f"expected {origin.replace('_', ' ')}")
     left.axvline(
         found["floor"]["total_variation"], color="k", lw=0.8, ls=":", label="exact samples"
     )
     left.set_yticks(range(len(arms)), arms)
     left.invert_yaxis()
     left.set_xlabel(f"total variation from the truth, {found['budget']} evaluations per picture")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     shown = ["weak", "strong", "W2SD", "AutoGuidance 1.5", "AutoGuidance 2"]
     for i, colour in enumerate(COLOURS):
         heights = [arms[name]["equal_evaluations"]["colours"][colour] for name in shown]
         places = np.arange(len(shown)) + (i - 2.5) * 0.13
         right.bar(places, heights, 0.12, color=np.array(RGB[colour]) / 255, edgecolor="#666666")
     right.axhline(1 / len(COLOURS), color="k", lw=0.8, ls=":")
-    right.set_xticks(range(len(shown)), shown, fontsize=8)
+    right.set_xticks(range(len(shown)), [name.replace(" ", "\n") for name in shown])
     right.set_ylabel("share of the colours (dotted: truth)")
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
@@ -235,10 +253,10 @@ def plot(found: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="shapes-unet", help="a name, or a folder")
-    parser.add_argument("--n", type=int, default=600, help="pictures per arm")
+    parser.add_argument("--n", type=int, default=400, help="pictures per arm")
     parser.add_argument("--steps", type=int, default=20, help="steps of W2SD; sets the budget")
     parser.add_argument(
-        "--guidance", type=float, default=3.0, help="scale of the base; inside reflection it is 1"
+        "--guidance", type=float, default=1.0, help="scale of the base; inside reflection it is 1"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "shapes_balance.json")

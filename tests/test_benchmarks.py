@@ -44,7 +44,7 @@ def test_balance_spends_no_more_than_w2sd(result):
     assert max(spent.values()) == spent["W2SD"] == result["budget"]
     assert arms["W2SD"]["equal_steps"] == arms["W2SD"]["equal_evaluations"]
     # 1/2 squared over 1/10: the rare colours would be 2.5 times as frequent as the others.
-    shares = sorted(arms["W2SD"]["expected"]["colours"].values())
+    shares = sorted(arms["W2SD"]["expected"]["from_training"]["colours"].values())
     assert shares[-1] / shares[0] == pytest.approx(2.5, abs=0.01)
 
 
