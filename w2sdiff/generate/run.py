@@ -93,11 +93,15 @@ def draw_grids(plan: Plan, ledger: Ledger) -> list[Path]:
             for seed in plan.seeds
         ]
         keys = sorted(sheet.values())
-        path = ledger.folder / f"{slug(row.text)}-compare-{digest(keys)[:8]}.png"
-        if path not in written:
-            picture = grid(cells, title=row.text)
-            write_whole(path, png_bytes(picture, {"schema": 1, "grid": keys}))
-            written.append(path)
+        name = f"{slug(row.text)}-compare-{digest(keys)[:8]}.png"
+        path = ledger.folder / name
+        if path in written:
+            continue
+        with ledger.hold(name) as held:
+            if held:  # or else another process is writing the same
+                picture = grid(cells, title=row.text)
+                write_whole(path, png_bytes(picture, {"schema": 1, "grid": keys}))
+        written.append(path)
     return written
 
 

@@ -174,22 +174,28 @@ class Ledger:
 
     @contextmanager
     def claim(self, task: Task) -> Iterator[Claim | None]:
-        """Hold a task against every other process, or get None if one of them holds it.
+        """Hold a task against every other process, or get None if one of them holds it."""
+        with self.hold(task.key) as held:
+            yield Claim(self, task) if held else None
 
-        The claim is a lock on a file, so it ends with the process that holds it, however that ends.
+    @contextmanager
+    def hold(self, name: str) -> Iterator[bool]:
+        """Hold a name against every other process; False if one of them holds it.
+
+        It is a lock on a file, so it ends with the process that holds it, however that ends.
         """
         self._make_folders()
-        lock = _acquire(self._claims / task.key)
+        path = self._claims / _plain(name)
+        lock = _acquire(path)
         if lock is None:
-            yield None
+            yield False
             return
         try:
-            yield Claim(self, task)
+            yield True
         finally:
-            with suppress(
-                OSError
-            ):  # first the name, then the lock: whoever opens it in between sees it is stale
-                (self._claims / task.key).unlink()
+            # First the name, then the lock: whoever opens it in between sees that it is stale.
+            with suppress(OSError):
+                path.unlink()
             os.close(lock)
 
     def close(self) -> None:
