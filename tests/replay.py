@@ -203,7 +203,7 @@ def replay(
 
 
 class _Wrapped:
-    """The pipeline with its denoiser's forward and its scheduler's step wrapped on the instances."""
+    """The pipeline, its denoiser's forward and its scheduler's step wrapped on the instances."""
 
     def __init__(
         self,
