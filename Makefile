@@ -8,6 +8,8 @@ OUT    ?= out/demo
 # The lower bounds of setup.cfg: the oldest diffusers, and the oldest of what it is called together with.
 OLDEST := "diffusers==0.38.*" "transformers==4.57.*" "peft==0.17.*" "accelerate==1.0.*" \
           "huggingface_hub==0.36.*" "tokenizers==0.22.*" "httpx<1" "httpcore<2"
+# One process per core, each with one thread; a file's tests stay together and share what they build.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 ARGS   ?=
 
 MAKEFLAGS += --no-print-directory
@@ -34,10 +36,10 @@ demo: $(READY)
 	@echo "Weak, strong and W2SD side by side, one sheet per prompt: $(OUT)/*-compare-*.png"
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 # In this order, so that the last line is that of the default tests, which `make test` alone would print.
 test-all:
@@ -48,8 +50,8 @@ test-all:
 # The engine against the oldest supported releases, laid over the installed ones for this run only.
 # (transformers 4 cannot encode a prompt in float64, with or without us.)
 oldest: .oldest/.ready
-	PYTHONPATH=.oldest $(BIN)/python -c 'import diffusers; assert diffusers.__version__.startswith("0.38."), diffusers'
-	PYTHONPATH=.oldest $(BIN)/python -m pytest -k "not float64" \
+	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/python -c 'import diffusers; assert diffusers.__version__.startswith("0.38."), diffusers'
+	PYTHONPATH=$(CURDIR)/.oldest $(PYTEST) -k "not float64" \
 	    tests/drivers/test_identity.py tests/drivers/test_replay.py tests/test_levels.py tests/test_pipelines.py
 
 .oldest/.ready: $(READY) Makefile
