@@ -92,6 +92,7 @@ def test_w2sd(pipe, recorded, key, inversion):
         check(pipe(**call(recorded, key)).images, recorded, f"{key}.w2sd_{inversion}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inversion", ["exact", "reference"])
 @pytest.mark.parametrize("key", CASES)
 def test_the_replay_agrees_with_the_published_code_as_well(pipe, recorded, key, inversion):

@@ -188,7 +188,9 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    "prediction", ["epsilon", "v_prediction", pytest.param("sample", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_and_predictions(name, prediction):
     import diffusers

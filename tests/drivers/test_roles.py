@@ -297,7 +297,16 @@ def test_a_note_says_when_strong_and_base_differ_in_weights(pipe):
 
 
 class TestReflection:
-    @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux-true-cfg", "pixart"])
+    @pytest.mark.parametrize(
+        "family",
+        [
+            "sdxl",
+            "sd3",
+            "flux-true-cfg",
+            pytest.param("sd", marks=pytest.mark.slow),
+            pytest.param("pixart", marks=pytest.mark.slow),
+        ],
+    )
     def test_with_equal_models_the_residual_halves_when_the_steps_double(self, family):
         """Down and up again differ by the change of the network over one step: first order in h."""
         pipe = tiny.build(family)

@@ -37,7 +37,15 @@ def pipe_with(name, settings):
     return pipe
 
 
-@pytest.fixture(params=SCHEDULERS)
+VARIANTS = ("trailing", "Karras", "SDE")  # of a kind that is there without them
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name.endswith(VARIANTS) else name
+        for name in SCHEDULERS
+    ]
+)
 def pipe(request):
     return pipe_with(*SCHEDULERS[request.param])
 
