@@ -1,6 +1,6 @@
 """The README's picture: the sheets of `make demo`, one under the other.
 
-    make demo && python benchmarks/first_images.py [out/demo]
+make demo && python benchmarks/first_images.py [out/demo]
 """
 
 from __future__ import annotations
