@@ -130,10 +130,13 @@ class TestUnknownPipeline:
     """One that weaves but is not in the table: everything works but `Guidance`."""
 
     @pytest.fixture
-    def pipe(self):
+    def pipe(self, tmp_path):
         from diffusers import StableDiffusionModelEditingPipeline
 
-        parts = tiny.build("sd").components
+        original = tiny.build("sd")
+        tiny.add_lora(original, "sd", tmp_path)
+        original.set_adapters("style", 0.0)  # there, and without effect until a role switches it on
+        parts = original.components
         parts.pop("image_encoder")
         pipe = StableDiffusionModelEditingPipeline(**parts, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
@@ -149,7 +152,8 @@ class TestUnknownPipeline:
         with attach(pipe, Plain()) as run:
             assert torch.equal(tiny.latents(pipe, "sd"), stock)
             assert run.stats.calls == 4
-        for weak in (Checkpoint(tiny.build_denoiser("sd")), Prompt("a cat")):
+        other = Checkpoint(tiny.build_denoiser("sd"))
+        for weak in (other, Prompt("a cat"), Lora("style", -1.5)):
             with attach(pipe, W2SD(weak=weak)) as run:
                 assert not torch.allclose(tiny.latents(pipe, "sd"), stock, rtol=0.01)
             assert run.stats.calls == 10
