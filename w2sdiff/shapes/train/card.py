@@ -92,9 +92,14 @@ def _figures(figures: dict[str, Any] | None) -> str:
         return "Not evaluated."
     best = str(figures["best_guidance_scale"])
     found, tuning = figures["evaluation"], figures["tuning"]
-    columns = [(role, scale) for scale in dict.fromkeys((best, "1.0")) for role in found]
-    head = "| captions | n | " + " | ".join(f"{r}, guidance {float(s):g}" for r, s in columns)
-    lines = [head + " |", "| --- | ---: |" + " --- |" * len(columns)]
+    columns = [
+        (role, scale) for scale in dict.fromkeys((best, "1.0")) for role in ("strong", "weak")
+    ]
+    titles = [f"{role}, guidance {float(scale):g}" for role, scale in columns]
+    lines = [
+        "| captions | n | " + " | ".join(titles) + " |",
+        "| --- | ---: |" + " --- |" * len(columns),
+    ]
     for row in _ROWS:
         n = found["strong"][best][row]["n"]
         lines.append(

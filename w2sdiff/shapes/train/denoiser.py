@@ -26,10 +26,11 @@ __all__ = ["POOL_SIZE", "SCHEDULES", "Diffusion", "run_denoiser", "train_denoise
 SCHEDULES = {
     "unet": Schedule(steps=6_400, batch=64, lr=1e-3, warmup=300, keep_every=500, watch_every=1600),
     "dit": Schedule(
-        steps=10_000,
+        steps=6_000,
         batch=64,
         lr=1.5e-3,
         warmup=300,
+        cooldown=0.3,
         muon="transformer_blocks",
         keep_every=500,
         watch_every=2000,

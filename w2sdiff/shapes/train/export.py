@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from w2sdiff.errors import InputError
 from w2sdiff.shapes.train.lora import LORAS
@@ -18,7 +18,7 @@ __all__ = ["WEAK_STEPS", "export", "export_one"]
 
 # The early checkpoint of the same run, the average as it was at this step: clearly worse at equal
 # guidance, and still of use.
-WEAK_STEPS = {"unet": 2500, "dit": 2000}
+WEAK_STEPS = {"unet": 2000, "dit": 2000}
 _DENOISERS = {"unet": "unet", "dit": "transformer"}
 
 
@@ -64,7 +64,7 @@ def export_one(
         (folder / "loras").mkdir()
         for name in LORAS:
             shutil.copy(loras / f"{name}.safetensors", folder / "loras")
-    _load_as_float32(folder)
+    _polish(folder)
     return folder
 
 
@@ -78,13 +78,35 @@ def _load(kind: str, file: Path) -> Any:
     return denoiser.eval()
 
 
-def _load_as_float32(folder: Path) -> None:
-    """Say in the text encoder's configuration that, by default, its weights become float32.
+def _polish(folder: Path) -> None:
+    """Make the folder the same for everybody who loads it.
 
-    The files hold float16 to be small. transformers would compute in that type too, unlike
-    diffusers, which loads everything as float32 unless told otherwise.
+    No configuration names the folder it was made in. The text encoder's says that its weights
+    become float32: the files hold float16 to be small, and transformers would compute in that type
+    too, unlike diffusers, which loads everything as float32 unless told otherwise. And the
+    tokenizer is the fast one by name, and CLIP's weights have the prefix that they had before
+    transformers 5: both are read by the older and the newer versions.
     """
-    file = folder / "text_encoder" / "config.json"
+    for file in folder.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        if file.parent.name == "text_encoder":
+            config["dtype"] = "float32"
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    file = folder / "tokenizer" / "tokenizer_config.json"
     config = json.loads(file.read_text())
-    config["dtype"] = "float32"
+    for unportable in ("backend", "extra_special_tokens", "is_local", "local_files_only"):
+        config.pop(unportable, None)
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text())
+    index["tokenizer"][1] = index["tokenizer"][1].removesuffix("Fast") + "Fast"
+    file.write_text(json.dumps(index, indent=2) + "\n")
+    if index["text_encoder"][1] == "CLIPTextModel":
+        file = folder / "text_encoder" / "model.safetensors"
+        weights = {
+            f"text_model.{n.removeprefix('text_model.')}": t for n, t in load_file(file).items()
+        }
+        save_file(weights, file, metadata={"format": "pt"})
+    for written in folder.rglob("*.safetensors"):
+        written.chmod(0o644)

@@ -29,7 +29,7 @@ __all__ = [
 
 RANK = 4
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-SCHEDULE = Schedule(steps=500, batch=48, lr=3e-3, warmup=25, cooldown=0.5, ema=0.98)
+SCHEDULE = Schedule(steps=300, batch=32, lr=3e-3, warmup=20, cooldown=0.5, ema=0.98)
 POOL_SIZE = 6144
 POOL_SEED = 501
 

@@ -47,7 +47,8 @@ def to_pixels(images: Any, device: torch.device | str = "cpu") -> Tensor:
 def encode(vae: Any, images: Any) -> Tensor:
     """Return the latents [n, 8, 8, 8] (posterior mode, unit variance) of uint8 pictures."""
     mode: Tensor = vae.encode(to_pixels(images, vae.device)).latent_dist.mode()
-    return mode * vae.config.scaling_factor
+    latents: Tensor = mode * vae.config.scaling_factor
+    return latents
 
 
 @torch.no_grad()
