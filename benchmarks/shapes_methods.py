@@ -29,7 +29,7 @@ from w2sdiff.generate import Model
 from w2sdiff.shapes.oracle import judge_all
 from w2sdiff.shapes.world import CATEGORIES, Caption, completions, evaluation_captions, is_held_out
 
-SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 REFERENCE = "plain, equal evaluations"
 VERDICTS = ("better", "worse")
 
@@ -141,6 +141,7 @@ def bench(name: str, limit: int, choose_on: int, steps: int, seed: int) -> dict:
             }
     return {
         "sha256": model.sha256,
+        "steps": steps,
         "guidance": {"g": g, "chosen_on": len(others), "curve": curve},
         "budget": field["W2SD, early/late"][0].evaluations,
         "arms": arms,
@@ -172,12 +173,12 @@ def told(d: dict) -> str:
     return f"{100 * d['difference']:+8.1f} ({low:+.1f} to {high:+.1f}) {d['verdict']}"
 
 
-def earlier(path: Path, settings: dict) -> dict:
-    """Models already in the file, if they were measured with the same settings: they stay."""
+def earlier(path: Path, shared: dict) -> dict:
+    """Models already in the file that were measured on the same captions and noise: they stay."""
     if not path.is_file():
         return {}
     old = json.loads(path.read_text(encoding="utf-8"))
-    return old["models"] if old["settings"].items() >= settings.items() else {}
+    return old["models"] if old["settings"] == shared else {}
 
 
 def main() -> None:
@@ -190,24 +191,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "shapes_methods.json")
     args = parser.parse_args()
 
-    settings = {
-        "limit": args.limit,
-        "choose_on": args.choose_on,
-        "steps": args.steps,
-        "seed": args.seed,
-    }
-    models = {}
+    found = {}
     for name in args.models:
         began = time.perf_counter()
-        found = bench(name, **settings)
-        models[Path(name).name] = {**found, "seconds": round(time.perf_counter() - began, 1)}
-        print(table(name, found), flush=True)
-    models = dict(sorted({**earlier(args.out, settings), **models}.items(), reverse=True))
+        found[Path(name).name] = bench(name, args.limit, args.choose_on, args.steps, args.seed)
+        found[Path(name).name]["seconds"] = round(time.perf_counter() - began, 1)
+        print(table(name, found[Path(name).name]), flush=True)
+    shared = {
+        "limit": args.limit,
+        "seed": args.seed,
+        "guidance_in_pair": 1.0,
+        "unit": "caption with its start noise",
+    }
+    models = {**earlier(args.out, shared), **found}
     result = {
         "benchmark": "shapes_methods",
         "versions": versions(),
-        "settings": {**settings, "guidance_in_pair": 1.0, "unit": "caption with its start noise"},
-        "models": models,
+        "settings": shared,
+        "models": {name: models[name] for name in sorted(models, reverse=True)},
     }
     write(result, args.out)
 
