@@ -41,7 +41,7 @@ from w2sdiff import W2SD, AutoGuidance, Guidance, Lora, Plain, Window
 from w2sdiff.generate import Model
 from w2sdiff.methods import Method
 from w2sdiff.shapes.oracle import judge_all
-from w2sdiff.shapes.train.lora import LORAS
+from w2sdiff.shapes.train.lora import LORAS, RARE
 from w2sdiff.shapes.world import COLOURS, Caption, completions, open_captions
 
 PAIR = ("balance-strong", "balance-weak")
@@ -133,6 +133,7 @@ def measure(
         "interval": interval(tvs),
         "colours": by_colour(counts / max(counts.sum(), 1)),
         "counts": {colour: int(k) for colour, k in zip(COLOURS, counts, strict=True)},
+        "rare": proportion(sum(counts[[c in RARE for c in COLOURS]]), max(int(counts.sum()), 1)),
         "unclear": proportion(n - int(counts.sum()), n),
         "disobeyed": proportion(n - obeyed, n),
         "seconds": round(seconds, 1),
@@ -191,6 +192,7 @@ def line(name: str, plan: str, figures: dict) -> str:
     return (
         f"{name:18s} {plan:18s} {figures['steps']:3d} steps {figures['evaluations']:4d} evaluations"
         f"  TV {figures['total_variation']:.3f} ({low:.3f} to {high:.3f})"
+        f"  rare {figures['rare']['share']:.3f}"
         f"  unclear {figures['unclear']['share']:.3f}"
         f"  disobeyed {figures['disobeyed']['share']:.3f}  {figures['seconds']:5.1f} s"
     )
