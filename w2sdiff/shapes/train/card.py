@@ -76,13 +76,16 @@ def _card(kind: str, out: Path, figures: dict[str, Any] | None) -> str:
 
 
 def _use(kind: str, name: str) -> str:
-    extra = ", use_resolution_binning=False" if kind == "dit" else ""
+    words = '"a red circle left of a blue square", guidance_scale=3.0'
+    call = f"pipe({words}).images[0]"
+    if kind == "dit":
+        call = f"pipe(\n    {words}, use_resolution_binning=False\n).images[0]"
     return (
         "```python\n"
         "from diffusers import DiffusionPipeline\n"
         "from w2sdiff.shapes import checkpoint_path\n\n"
         f'pipe = DiffusionPipeline.from_pretrained(checkpoint_path("{name}"))\n'
-        f'image = pipe("a red circle left of a blue square", guidance_scale=3.0{extra}).images[0]\n'
+        f"image = {call}\n"
         "```"
     )
 
