@@ -27,7 +27,8 @@ FLOORS = [
     {"edits", "prompts", "scorers"},
     {"methods"},
     {"drivers"},
-    {"core2", "bench", "custom", "generate"},
+    {"core2", "custom", "generate"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]
@@ -37,7 +38,10 @@ FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
 # Absent until something needs them: what `import w2sdiff` and `w2sdiff --help` may cost.
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "peft", "accelerate", "matplotlib", "scipy"}
 # Absent from the top of every file: each takes seconds to import.
-LAZY = {"diffusers", "transformers", "peft", "accelerate", "open_clip", "matplotlib", "torchvision"}
+LAZY = {
+    *("diffusers", "transformers", "peft", "accelerate", "open_clip", "matplotlib", "torchvision"),
+    *("ray", "jinja2", "yaml", "huggingface_hub"),
+}
 
 
 def dotted(path: Path) -> str:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from typing import Generic, TypeVar
 
 from w2sdiff.errors import InputError
@@ -29,10 +30,14 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         ['autoguidance', 'plain']
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        """Say what is registered (`kind`, for messages) and which package holds the files."""
+    def __init__(self, kind: str, package: str, entry_points: str | None = None) -> None:
+        """Say what is registered (`kind`, for messages) and which package holds the files.
+
+        `entry_points` is the group under which other installed packages offer theirs.
+        """
         self.kind = kind
         self._package = package
+        self._group = entry_points
         self._classes: dict[str, type[T]] = {}
         self._complete = False
 
@@ -73,3 +78,6 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self._package}.{module.name}")
+        for entry in metadata.entry_points(group=self._group) if self._group else ():
+            if entry.name not in self._classes:  # its file may have registered it already
+                self.register(entry.load())

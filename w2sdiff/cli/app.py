@@ -10,9 +10,15 @@ from typing import Annotated
 import typer
 
 import w2sdiff
+from w2sdiff.cli.bench import bench
+from w2sdiff.cli.compare import compare
 from w2sdiff.cli.generate import EPILOG, generate
 from w2sdiff.cli.listing import list_kinds
+from w2sdiff.cli.prompts import prompts
+from w2sdiff.cli.report import report
 from w2sdiff.cli.rerun import rerun
+from w2sdiff.cli.score import score
+from w2sdiff.cli.verify import verify
 from w2sdiff.errors import W2SDiffError
 
 __all__ = ["app", "main"]
@@ -25,6 +31,12 @@ app = typer.Typer(
 )
 app.command("generate", epilog=EPILOG)(generate)
 app.command("rerun")(rerun)
+app.command("bench")(bench)
+app.command("score")(score)
+app.command("report")(report)
+app.command("compare")(compare)
+app.add_typer(prompts, name="prompts")
+app.command("verify")(verify)
 app.command("list")(list_kinds)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from w2sdiff.cli.console import Reporter, hush_libraries
 from w2sdiff.cli.interrupt import Interrupt
-from w2sdiff.cli.report import Reporter, hush_libraries
 from w2sdiff.errors import InputError
 
 if TYPE_CHECKING:

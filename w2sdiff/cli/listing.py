@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from w2sdiff.cli.report import Reporter
+from w2sdiff.cli.console import Reporter
 
 __all__ = ["list_kinds"]
 

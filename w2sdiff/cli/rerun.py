@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from w2sdiff.cli.report import Reporter, hush_libraries
+from w2sdiff.cli.console import Reporter, hush_libraries
 
 __all__ = ["rerun"]
 

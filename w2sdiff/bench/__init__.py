@@ -1,0 +1,1 @@
+"""Runs, scores, statistics and reports: is it better, by how much, how sure, at what cost?"""

@@ -1,0 +1,1 @@
+"""Pages people want to open: the report, and the blind vote."""
