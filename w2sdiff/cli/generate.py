@@ -224,7 +224,7 @@ def _announce(reporter: Reporter, plan: Plan, ledger: Ledger, notes: list[str]) 
         "",
         "plan",
         model=plan.model.name,
-        method=plan.method_json(chosen),
+        method=plan.recipes[chosen.label].method_json,
         notes=notes,
         pictures=total,
         left=left,

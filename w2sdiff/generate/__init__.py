@@ -12,7 +12,8 @@ from w2sdiff.generate.again import Again, make_again
 from w2sdiff.generate.choose import choose_method, find_loras, parse_window
 from w2sdiff.generate.draw import Drawn, Shot, Studio, Verdict
 from w2sdiff.generate.models import DEFAULT_MODEL, Model, find_model
-from w2sdiff.generate.plan import Arm, Picture, Plan, cfg_scale, compared
+from w2sdiff.generate.plan import Arm, Picture, Plan, compared
+from w2sdiff.generate.recipe import Recipe, cfg_scale
 from w2sdiff.generate.run import draw_grids, generate
 from w2sdiff.generate.settings import DTYPES, OFFLOADS, SCHEDULERS, LoraFile, Settings
 
@@ -28,6 +29,7 @@ __all__ = [
     "Model",
     "Picture",
     "Plan",
+    "Recipe",
     "Settings",
     "Shot",
     "Studio",

@@ -12,9 +12,9 @@ from w2sdiff.edits import Checkpoint
 from w2sdiff.errors import InputError
 from w2sdiff.generate.draw import Shot, Studio
 from w2sdiff.generate.models import Model, find_model
-from w2sdiff.generate.plan import versions
-from w2sdiff.generate.run import machine, png_of
+from w2sdiff.generate.recipe import versions
 from w2sdiff.generate.settings import Settings
+from w2sdiff.generate.stored import machine, png_of
 from w2sdiff.imaging import open_image, read_metadata
 from w2sdiff.methods import Method, from_json
 

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
-from typing import Any
 
-import w2sdiff
 from w2sdiff.edits import Edits, Guidance
-from w2sdiff.edits import Prompt as PromptEdit
 from w2sdiff.errors import InputError
-from w2sdiff.generate.choose import with_hashes
 from w2sdiff.generate.draw import Shot
 from w2sdiff.generate.models import Model
+from w2sdiff.generate.recipe import Recipe
 from w2sdiff.generate.settings import Settings
-from w2sdiff.jobs import Item, Task
+from w2sdiff.jobs import Task
 from w2sdiff.methods import Method, Plain
 from w2sdiff.prompts import PromptRow
 
-__all__ = ["Arm", "Picture", "Plan", "cfg_scale", "compared", "slug", "versions"]
+__all__ = ["Arm", "Picture", "Plan", "compared", "slug"]
 
-SCHEMA = 1
 MAX_SEED = 2**63 - 1
-_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 @dataclass(frozen=True)
@@ -122,24 +116,19 @@ class Plan:
 
     def cost(self, method: Method) -> int:
         """Single-branch evaluations of one picture by a method, known before anything is loaded."""
-        settings = self.settings
-        # From an image, only the last part of the run is made.
-        steps = max(1, int(settings.steps * (settings.image_strength or 1.0)))
-        return method.cost(steps, cfg_scale(self.model, settings))
+        return Recipe(self.model, self.settings, method).evaluations
 
     @property
     def evaluations(self) -> int:
         """Single-branch evaluations of the whole plan."""
-        return sum(self.cost(picture.arm.method) for picture in self.pictures.values())
+        return sum(
+            self.recipes[picture.arm.label].evaluations for picture in self.pictures.values()
+        )
 
     @cached_property
-    def versions(self) -> dict[str, str]:
-        """The versions of what computes the pixels."""
-        return versions()
-
-    def method_json(self, arm: Arm) -> dict[str, Any]:
-        """The JSON form of an arm's method, with the places and hashes of all its files."""
-        return self._methods[arm.label][0]
+    def recipes(self) -> dict[str, Recipe]:
+        """How the pictures of each arm are made, by label."""
+        return {arm.label: Recipe(self.model, self.settings, arm.method) for arm in self.arms}
 
     def file_name(self, picture: Picture, key: str) -> str:
         """A plain file name that says what the picture is, unique by its key."""
@@ -148,55 +137,25 @@ class Plan:
         return "-".join(filter(None, parts)) + ".png"
 
     @cached_property
-    def _decides(self) -> dict[str, Any]:
-        return self.settings.decides()
-
-    @cached_property
-    def _methods(self) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-        """By label: the whole JSON form, and the form without paths."""
-        found = {}
-        for arm in self.arms:
-            data = with_hashes(arm.method, self.settings.loras).to_json()
-            found[arm.label] = (data, _without_paths(data))
-        return found
-
-    @cached_property
     def _batches(self) -> list[tuple[Task, tuple[Picture, ...]]]:
-        return [(Task(tuple(map(self._item, group))), group) for group in self._groups()]
+        return [(self._task(group), group) for group in self._groups()]
 
     def _groups(self) -> Iterator[tuple[Picture, ...]]:
         # The method first: if it cannot run, that shows before anything is written.
         for arm in reversed(self.arms):
-            names = columns_used(arm.method)
+            recipe = self.recipes[arm.label]
             pairs = [(i, seed) for i in range(len(self.rows)) for seed in self.seeds]
             for start in range(0, len(pairs), self.batch):
                 chunk = pairs[start : start + self.batch]
-                group = tuple(_shot(self.rows[i], seed, names) for i, seed in chunk)
+                group = tuple(recipe.shot(self.rows[i], seed) for i, seed in chunk)
                 yield tuple(
                     Picture(arm, self.rows[i], i, group, place)
                     for place, (i, _) in enumerate(chunk)
                 )
 
-    def _item(self, picture: Picture) -> Item:
-        """Everything that decides a picture, and nothing else."""
-        spec = {
-            "schema": SCHEMA,
-            **picture.shot.to_json(),
-            "method": self._methods[picture.arm.label][1],
-            "model": self.model.sha256,
-            "settings": self._decides,
-            "versions": self.versions,
-        }
-        if len(picture.group) > 1:
-            spec |= {"group": [shot.to_json() for shot in picture.group], "place": picture.place}
-        return Item(spec)
-
-
-def cfg_scale(model: Model, settings: Settings) -> float:
-    """The scale of the classifier-free guidance the pipeline will do; 1 where it does none."""
-    if "true_cfg_scale" in model.parameters:
-        return settings.true_cfg or 1.0
-    return settings.guidance if "guidance_scale" in model.parameters else 1.0
+    def _task(self, pictures: tuple[Picture, ...]) -> Task:
+        recipe, group = self.recipes[pictures[0].arm.label], pictures[0].group
+        return Task(tuple(recipe.item(group, place) for place in range(len(group))))
 
 
 def compared(method: Method, label: str) -> tuple[Arm, ...]:
@@ -216,44 +175,9 @@ def compared(method: Method, label: str) -> tuple[Arm, ...]:
     return Arm("weak", Plain(base=weak)), Arm("strong", Plain(base=strong)), Arm(label, method)
 
 
-def columns_used(method: Method) -> list[str]:
-    """The columns of the prompt file that a method's prompt edits name."""
-    edits = [edit for role in method.roles.values() for edit in role or Edits()]
-    texts = [text for e in edits if isinstance(e, PromptEdit) for text in (e.text, e.negative)]
-    return sorted({text[1:] for text in texts if text and text.startswith("@")})
-
-
-def versions() -> dict[str, str]:
-    """The versions of what computes the pixels."""
-    found = {"w2sdiff": w2sdiff.__version__}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
 def _unguided(edits: Edits | None) -> Edits | None:
     rest = tuple(edit for edit in edits or () if not isinstance(edit, Guidance))
     return Edits(rest) if rest else None
-
-
-def _shot(row: PromptRow, seed: int, columns: Sequence[str]) -> Shot:
-    missing = [name for name in columns if name not in row.columns]
-    if missing:
-        known = ", ".join(row.columns) or "none"
-        raise InputError(
-            f"an edit uses the column {missing[0]!r}, which the prompt {row.id} does not have "
-            f"(columns: {known})"
-        )
-    return Shot(row.text, seed, {name: row.columns[name] for name in columns})
-
-
-def _without_paths(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {key: _without_paths(value) for key, value in data.items() if key != "path"}
-    return [_without_paths(value) for value in data] if isinstance(data, list) else data
 
 
 def slug(text: str) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from w2sdiff.errors import InputError
 from w2sdiff.generate.draw import Drawn, Studio
-from w2sdiff.generate.models import Model
 from w2sdiff.generate.plan import Picture, Plan, slug
-from w2sdiff.generate.settings import SCHEDULERS, Settings
-from w2sdiff.imaging import Cell, grid, parameters_text, png_bytes
+from w2sdiff.generate.stored import outcome_of
+from w2sdiff.imaging import Cell, grid, png_bytes
 from w2sdiff.jobs import (
     Done,
     Event,
@@ -27,7 +23,7 @@ from w2sdiff.jobs import (
     write_whole,
 )
 
-__all__ = ["draw_grids", "generate", "machine", "metadata_of", "png_of"]
+__all__ = ["draw_grids", "generate"]
 
 
 def generate(
@@ -105,82 +101,14 @@ def draw_grids(plan: Plan, ledger: Ledger) -> list[Path]:
     return written
 
 
-def metadata_of(plan: Plan, key: str, picture: Picture, drawn: Drawn) -> dict[str, Any]:
-    """Everything needed to make a picture again, and what it cost.
-
-    Times are in the ledger's record, so that equal pictures are equal files.
-    """
-    settings, model = plan.settings, plan.model
-    return {
-        "schema": 1,
-        "key": key,
-        "prompt": picture.shot.prompt,
-        "seed": picture.shot.seed,
-        "method": model.portable(plan.method_json(picture.arm)),
-        "model": {
-            "name": model.name,
-            "pipeline": model.pipeline,
-            "variant": model.variant,
-            "revision": model.revision,
-            "commit": model.commit,
-            "sha256": model.sha256,
-        },
-        "settings": model.portable(settings.to_json()),
-        "decides": settings.decides(),
-        "group": [shot.to_json() for shot in drawn.group],
-        "place": drawn.place,
-        "versions": plan.versions,
-        "machine": machine(settings),
-        "cost": {"evaluations": drawn.evaluations, "calls": drawn.calls, "batch": len(drawn.group)},
-    }
-
-
-def png_of(metadata: dict[str, Any], drawn: Drawn, model: Model, settings: Settings) -> bytes:
-    """The file of a picture; says how it was made in our words and in those of other tools."""
-    assert drawn.image is not None
-    sampler = SCHEDULERS[settings.scheduler] if settings.scheduler else model.scheduler
-    parameters = {
-        "Steps": settings.steps,
-        "Sampler": sampler.removesuffix("Scheduler"),
-        "CFG scale": settings.guidance,
-        "Seed": metadata["seed"],
-        "Size": f"{drawn.image.width}x{drawn.image.height}",
-        "Model hash": model.sha256[:10],
-        "Model": model.name,
-        "Method": metadata["method"]["method"],
-        "Evaluations": drawn.evaluations,
-        "Version": f"w2sdiff {metadata['versions']['w2sdiff']}",
-    }
-    text = parameters_text(metadata["prompt"], settings.negative, parameters)
-    return png_bytes(drawn.image, metadata, text)
-
-
-def machine(settings: Settings) -> dict[str, Any]:
-    """What of this machine may change the last bits of a picture."""
-    import torch
-
-    device = platform.processor() or platform.machine()
-    if settings.device.startswith("cuda"):
-        device = torch.cuda.get_device_name(settings.device)
-    return {"device": device, "threads": torch.get_num_threads()}
-
-
 def _outcome(plan: Plan, key: str, picture: Picture, drawn: Drawn) -> Done | Failed:
-    facts: dict[str, Any] = {
-        "arm": picture.arm.label,
-        "prompt_id": picture.row.id,
-        "evaluations": drawn.evaluations,
-        "calls": drawn.calls,
-        "seconds": drawn.seconds,
-        "batch": len(drawn.group),
-        "notes": list(drawn.notes),
-        "verdict": asdict(drawn.verdict) if drawn.verdict else None,
-    }
-    if drawn.image is None:
-        return Failed(drawn.reason or "no picture", facts)
-    metadata = metadata_of(plan, key, picture, drawn)
-    data = png_of(metadata, drawn, plan.model, plan.settings)
-    return Done({plan.file_name(picture, key): data}, facts)
+    return outcome_of(
+        plan.recipes[picture.arm.label],
+        key,
+        drawn,
+        plan.file_name(picture, key),
+        {"arm": picture.arm.label, "prompt_id": picture.row.id},
+    )
 
 
 def _cell(ledger: Ledger, label: str, seed: int, record: Record | None) -> Cell:
