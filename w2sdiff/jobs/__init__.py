@@ -1,4 +1,4 @@
-"""The work queue: what is done (`Ledger`), and who does the rest (`run_local`).
+"""The work queue: what is done (`Ledger`), and who does the rest (`run_local`, `run_ray`).
 
 `w2sdiff generate` runs on it, and so does everything else that makes many expensive things one by
 one. It knows nothing of images or models: an `Item` is a JSON value that decides a result, a `Task`
@@ -11,7 +11,8 @@ from __future__ import annotations
 from w2sdiff.jobs.files import check_writable, write_whole
 from w2sdiff.jobs.hashing import canonical, digest, file_sha256
 from w2sdiff.jobs.ledger import Claim, Done, Failed, Item, Ledger, Record, Task
-from w2sdiff.jobs.local import Event, Summary, run_local
+from w2sdiff.jobs.local import Event, Job, Summary, run_local
+from w2sdiff.jobs.ray import run_ray
 
 __all__ = [
     "Claim",
@@ -19,6 +20,7 @@ __all__ = [
     "Event",
     "Failed",
     "Item",
+    "Job",
     "Ledger",
     "Record",
     "Summary",
@@ -28,5 +30,6 @@ __all__ = [
     "digest",
     "file_sha256",
     "run_local",
+    "run_ray",
     "write_whole",
 ]

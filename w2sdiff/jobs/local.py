@@ -11,10 +11,26 @@ from typing import Literal
 from w2sdiff.errors import W2SDiffError
 from w2sdiff.jobs.ledger import Done, Failed, Item, Ledger, Record, Task
 
-__all__ = ["Event", "Summary", "Work", "run_local"]
+__all__ = ["Event", "Job", "Summary", "Work", "run_local"]
 
 Work = Callable[[Task], Sequence[Done | Failed]]
 """Makes a task: one outcome per item, in order."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything an engine needs to know, so that any process can build it for itself.
+
+    Attributes:
+        ledger: where the records are.
+        tasks: what there is to do, by number.
+        work: makes a task.
+    """
+
+    ledger: Ledger
+    tasks: Sequence[Task]
+    work: Work
+
 
 _Kind = Literal["found", "made", "elsewhere", "failed"]
 _POLL_SECONDS = 0.2
@@ -38,6 +54,10 @@ class Summary:
     elsewhere: int = 0
     failed: int = 0
     left: int = 0
+
+    def add(self, event: Event) -> None:
+        """Count one item."""
+        setattr(self, event.kind, getattr(self, event.kind) + 1)
 
     @property
     def complete(self) -> bool:
@@ -75,7 +95,7 @@ def run_local(
     def tell(kind: _Kind, task: Task, records: Sequence[Record]) -> None:
         for item, record in zip(task.items, records, strict=True):
             event = Event(kind if record.status == "done" else "failed", item, record)
-            setattr(summary, event.kind, getattr(summary, event.kind) + 1)
+            summary.add(event)
             on_event(event)
 
     def settle(task: Task, tried: int) -> bool:
