@@ -124,6 +124,8 @@ class Run:
         """One step starts at latents x."""
         assert self._words is not None
         self._index += 1
+        if self._index == 0:
+            self.stats.start = x.detach().clone()  # a scheduler may write into it
         self._called_t = t
         self._frame = frame
         self._words.step_begins(frame)

@@ -21,6 +21,7 @@ class RunStats:
         steps: denoising steps.
         seconds: time of the whole call, decoding included.
         notes: remarks, for example that strong and base differ in weights.
+        start: [B, ...] the latents the loop began with; let go at the next call.
     """
 
     evaluations: int = 0
@@ -29,6 +30,7 @@ class RunStats:
     steps: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    start: torch.Tensor | None = field(default=None, repr=False)
     _sizes: list[torch.Tensor | None] = field(default_factory=list, repr=False)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from w2sdiff.drivers import Run, RunStats, attach
 from w2sdiff.errors import InputError, W2SDiffError
+from w2sdiff.generate.memory import forget_peak, free_memory, is_out_of_memory, peak_mb
 from w2sdiff.generate.models import Model
-from w2sdiff.generate.pipeline import call_parameters, load_pipeline
+from w2sdiff.generate.noise import noise_sha256
+from w2sdiff.generate.pipeline import call_parameters, check_call, load_pipeline
 from w2sdiff.generate.settings import Settings
 from w2sdiff.imaging import open_image
 from w2sdiff.methods import Method
@@ -57,6 +58,9 @@ class Drawn:
         place: its index in the group.
         notes: remarks of the run.
         verdict: the oracle's, on a caption of the embedded world.
+        noise: sha256 of the start noise, see `noise_sha256`; None if there was no run.
+        peak_mb: most memory of the accelerator that was in use meanwhile, in MB of 10^6 bytes; None
+            on a CPU.
     """
 
     image: Image | None
@@ -68,13 +72,15 @@ class Drawn:
     place: int
     notes: tuple[str, ...] = ()
     verdict: Verdict | None = None
+    noise: str | None = None
+    peak_mb: float | None = None
 
 
 class Studio:
     """A model loaded with settings; draws with any method, several pictures at a time.
 
-    The pipeline is loaded at the first picture. Consecutive pictures of one method share one
-    `attach`, so that a checkpoint pair is loaded once.
+    The pipeline is loaded at the first picture and let go at the end of the ``with``. Consecutive
+    pictures of one method share one `attach`, so that a checkpoint pair is loaded once.
 
     Args:
         model: which model.
@@ -119,8 +125,31 @@ class Studio:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the pipeline and its memory; the next picture loads it again."""
         self._attached.close()
         self._method = self._run = None
+        if self._pipe is not None:
+            self._pipe = None
+            free_memory()
+
+    def use(self, model: Model, settings: Settings) -> None:
+        """Draw with these from now on; the pipeline is loaded anew only if another one is needed.
+
+        Args:
+            model: which model.
+            settings: how, resolved by `Settings.on_device`.
+
+        Raises:
+            UnsupportedError: the loaded pipeline cannot be called so.
+        """
+        if (model, settings.loading()) != (self.model, self.settings.loading()):
+            self.close()
+        self.model, self.settings = model, settings
+        if self._pipe is not None:
+            check_call(self._pipe, settings)
 
     def draw(self, method: Method, shots: Sequence[Shot]) -> list[Drawn]:
         """Draw the shots together; where the memory does not suffice, in halves.
@@ -146,10 +175,10 @@ class Studio:
         try:
             return self._together(shots)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         # Outside of the handler: the exception held on to the tensors of the failed call.
-        _free_memory()
+        free_memory()
         if len(shots) == 1:
             return [Drawn(None, "out of memory", 0, 0, 0.0, tuple(shots), 0)]
         half = len(shots) // 2
@@ -159,16 +188,36 @@ class Studio:
         assert self._run is not None
         names = shots[0].columns.keys()
         self._run.columns = {name: [shot.columns[name] for shot in shots] for name in names}
+        forget_peak(self.settings.device)
         try:
             output = self.pipe(**self._arguments(shots))
         except W2SDiffError:
             raise
         except (ValueError, NotImplementedError) as error:
             raise InputError(_explained(error, self.model)) from error
-        stats = self._run.stats
-        return [self._drawn(image, stats, shots, i) for i, image in enumerate(output.images)]
+        stats, peak = self._run.stats, peak_mb(self.settings.device)
+        noises = self._noises(stats, shots)
+        return [
+            self._drawn(image, stats, shots, i, noises[i], peak)
+            for i, image in enumerate(output.images)
+        ]
 
-    def _drawn(self, pixels: Any, stats: RunStats, shots: list[Shot], place: int) -> Drawn:
+    def _noises(self, stats: RunStats, shots: list[Shot]) -> list[str | None]:
+        start, stats.start = stats.start, None
+        if start is None or len(start) != len(shots):
+            return [None] * len(shots)
+        scheduler = self.pipe.scheduler
+        return [noise_sha256(start[i : i + 1], s.seed, scheduler) for i, s in enumerate(shots)]
+
+    def _drawn(
+        self,
+        pixels: Any,
+        stats: RunStats,
+        shots: list[Shot],
+        place: int,
+        noise: str | None,
+        peak: float | None,
+    ) -> Drawn:
         image, reason = _picture(pixels)
         judged = self.model.is_shapes and image is not None
         return Drawn(
@@ -181,6 +230,8 @@ class Studio:
             place=place,
             notes=tuple(stats.notes),
             verdict=_judged(image, shots[place].prompt) if judged else None,
+            noise=noise,
+            peak_mb=peak,
         )
 
     def _arguments(self, shots: list[Shot]) -> dict[str, Any]:
@@ -265,25 +316,6 @@ def _judged(image: Image | None, prompt: str) -> Verdict | None:
     except InputError:
         return None
     return Verdict(verdict.obeyed, verdict.why)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    words = str(error).lower()
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "out of memory" in words
-        or "can't allocate memory" in words
-    )
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _explained(error: Exception, model: Model) -> str:

@@ -11,7 +11,7 @@ from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.generate.models import DENOISERS, Model
 from w2sdiff.generate.settings import SCHEDULERS, Settings
 
-__all__ = ["call_parameters", "load_pipeline"]
+__all__ = ["call_parameters", "check_call", "load_pipeline"]
 
 
 def load_pipeline(model: Model, settings: Settings) -> Any:
@@ -49,7 +49,9 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
     if settings.scheduler:
         _set_scheduler(pipe, settings.scheduler)
     _load_loras(pipe, settings)
-    _check_options(pipe, settings)
+    check_call(pipe, settings)
+    if settings.attention_backend:
+        _set_attention(pipe, settings.attention_backend)
     _place(pipe, settings)
     return pipe
 
@@ -57,6 +59,23 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
 def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
     """What the pipeline can be called with."""
     return inspect.signature(type(pipe).__call__).parameters
+
+
+def check_call(pipe: Any, settings: Settings) -> None:
+    """Refuse what a loaded pipeline cannot be called with.
+
+    Raises:
+        UnsupportedError: it takes no negative prompt, no true CFG scale or no image.
+    """
+    accepted = call_parameters(pipe)
+    wanted = {
+        "a negative prompt": ("negative_prompt", settings.negative),
+        "a true CFG scale": ("true_cfg_scale", settings.true_cfg),
+        "an image": ("image", settings.image),
+    }
+    for what, (name, value) in wanted.items():
+        if value is not None and name not in accepted:
+            raise UnsupportedError(f"{type(pipe).__name__} takes no {what.split(' ', 1)[1]}")
 
 
 def _dtype_word() -> str:
@@ -106,20 +125,6 @@ def _load_loras(pipe: Any, settings: Settings) -> None:
                 f"the file {lora.file} holds no LoRA weights for {type(pipe).__name__}"
             )
     pipe.set_adapters([x.name for x in settings.loras], [x.weight for x in settings.loras])
-
-
-def _check_options(pipe: Any, settings: Settings) -> None:
-    accepted = call_parameters(pipe)
-    wanted = {
-        "a negative prompt": ("negative_prompt", settings.negative),
-        "a true CFG scale": ("true_cfg_scale", settings.true_cfg),
-        "an image": ("image", settings.image),
-    }
-    for what, (name, value) in wanted.items():
-        if value is not None and name not in accepted:
-            raise UnsupportedError(f"{type(pipe).__name__} takes no {what.split(' ', 1)[1]}")
-    if settings.attention_backend:
-        _set_attention(pipe, settings.attention_backend)
 
 
 def _set_attention(pipe: Any, backend: str) -> None:

@@ -165,6 +165,12 @@ class Settings:
             )
         return dataclasses.replace(self, device=device, dtype=dtype)
 
+    def loading(self) -> tuple[Any, ...]:
+        """What of this decides the pipeline that is loaded; the rest is said at every call."""
+        image = self.image is not None
+        machine = (self.device, self.dtype, self.offload, self.compile, self.attention_backend)
+        return (self.scheduler, image, self.loras, *machine)
+
     def decides(self) -> dict[str, Any]:
         """What of this decides the pixels, as JSON: files by their hash, devices by their kind.
 

@@ -37,6 +37,8 @@ def outcome_of(
         "batch": len(drawn.group),
         "notes": list(drawn.notes),
         "verdict": asdict(drawn.verdict) if drawn.verdict else None,
+        "noise": drawn.noise,
+        "peak_mb": drawn.peak_mb,
     }
     if drawn.image is None:
         return Failed(drawn.reason or "no picture", facts)
