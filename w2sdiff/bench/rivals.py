@@ -13,11 +13,12 @@ from typing import Any
 
 from w2sdiff.bench.experiment import Arm
 from w2sdiff.bench.results import Match
+from w2sdiff.bench.strength import real_role, unguided
 from w2sdiff.edits import Edits, Guidance
 from w2sdiff.generate import Recipe, Settings, cfg_scale
 from w2sdiff.methods import W2SD, AutoGuidance, Method, Plain, Window
 
-__all__ = ["described", "real_role", "rivals_of", "unguided"]
+__all__ = ["described", "rivals_of"]
 
 WORDS: dict[Match, str] = {
     "evaluations": "as many evaluations as {arm}",
@@ -86,28 +87,6 @@ def described(arm: Arm) -> str:
     if arm.match is None:
         return words
     return f"{words}: {WORDS[arm.match].format(arm=arm.rival_of)}"
-
-
-def real_role(method: Method) -> Edits:
-    """What the network wears while the real step is taken: base; without one, strong unguided.
-
-    In the two-model form of `AutoGuidance` the guidance scale of strong is half of a pair, not a
-    scale to draw with.
-
-    Example:
-        >>> from w2sdiff import Lora
-        >>> real_role(AutoGuidance(strong=Guidance(1.0) | Lora("dpo", 0.8), weak=Guidance(1.0)))
-        Lora(name='dpo', scale=0.8, sha256=None)
-    """
-    roles = method.roles
-    if isinstance(method, AutoGuidance) and roles["base"] is None:
-        return unguided(roles["strong"])
-    return roles["base"] or Edits()
-
-
-def unguided(edits: Edits | None) -> Edits:
-    """The edits of a role without its guidance scale."""
-    return Edits(tuple(edit for edit in edits or () if not isinstance(edit, Guidance)))
 
 
 # ---- the four of them
