@@ -1,0 +1,277 @@
+"""ImageReward on a small random copy, against BLIP's forward pass written out in plain torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from w2sdiff.errors import InputError
+from w2sdiff.scorers import blip, parse_scorer, scorer_from_json
+from w2sdiff.scorers.blip import affine_head, text_tower, vision_tower
+from w2sdiff.scorers.imagereward import ImageReward
+
+VISION, TEXT, PATCH, SIZE, LAYERS = 192, 128, 16, 48, 2
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle", "##s", ","]
+State = dict[str, Tensor]
+
+
+def published_state(seed: int = 0) -> State:
+    """Random tensors under the published names. The picture tower's inputs are tiny, so that its
+    layer-norm eps shows, and its norms are not the identity.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 0.2) -> Tensor:
+        return torch.randn(*shape, generator=generator) * scale
+
+    state: State = {
+        "cls_token": draw(1, 1, VISION, scale=0.003),
+        "pos_embed": draw(1, 1 + (SIZE // PATCH) ** 2, VISION, scale=0.003),
+        "patch_embed.proj.weight": draw(VISION, 3, PATCH, PATCH, scale=1e-4),
+        "patch_embed.proj.bias": draw(VISION, scale=1e-4),
+    }
+
+    def linear(name: str, out: int, into: int) -> None:
+        state[f"{name}.weight"], state[f"{name}.bias"] = draw(out, into, scale=0.08), draw(out)
+
+    def norm(name: str, width: int) -> None:
+        state[f"{name}.weight"], state[f"{name}.bias"] = 1 + draw(width), draw(width)
+
+    for i in range(LAYERS):
+        block = f"blocks.{i}."
+        norm(block + "norm1", VISION)
+        linear(block + "attn.qkv", 3 * VISION, VISION)
+        linear(block + "attn.proj", VISION, VISION)
+        norm(block + "norm2", VISION)
+        linear(block + "mlp.fc1", 2 * VISION, VISION)
+        linear(block + "mlp.fc2", VISION, 2 * VISION)
+    norm("norm", VISION)
+    state = {f"visual_encoder.{name}": value for name, value in state.items()}
+
+    text = "text_encoder."
+    state[text + "embeddings.position_ids"] = torch.arange(64)[None]
+    state[text + "embeddings.word_embeddings.weight"] = draw(len(WORDS), TEXT)
+    state[text + "embeddings.position_embeddings.weight"] = draw(64, TEXT)
+    norm(text + "embeddings.LayerNorm", TEXT)
+    for i in range(LAYERS):
+        layer = f"{text}encoder.layer.{i}."
+        for kind, source in (("attention", TEXT), ("crossattention", VISION)):
+            for part, into in (("query", TEXT), ("key", source), ("value", source)):
+                linear(f"{layer}{kind}.self.{part}", TEXT, into)
+            linear(f"{layer}{kind}.output.dense", TEXT, TEXT)
+            norm(f"{layer}{kind}.output.LayerNorm", TEXT)
+        linear(layer + "intermediate.dense", 2 * TEXT, TEXT)
+        linear(layer + "output.dense", TEXT, 2 * TEXT)
+        norm(layer + "output.LayerNorm", TEXT)
+    linear("vision_proj", 16, VISION)
+    linear("text_proj", 16, TEXT)
+    state = {f"blip.{name}": value for name, value in state.items()}
+
+    for index, (out, into) in {0: (64, TEXT), 2: (32, 64), 4: (16, 32), 6: (8, 16)}.items():
+        linear(f"mlp.layers.{index}", out, into)
+    linear("mlp.layers.7", 1, 8)
+    return state
+
+
+def linear(state: State, name: str, x: Tensor) -> Tensor:
+    return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+def norm(state: State, name: str, x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    weights = q @ k.mT / q.shape[-1] ** 0.5
+    if mask is not None:
+        weights = weights.masked_fill(mask[:, None, None] == 0, -torch.inf)
+    return (weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def plain_vision(state: State, pixels: Tensor, heads: int = VISION // 64, eps: float = 1e-6) -> Any:
+    """The ViT of BLIP (Li et al. 2022): pre-norm, one fused projection for q, k and v."""
+    v = "blip.visual_encoder."
+    x = F.conv2d(pixels, state[v + "patch_embed.proj.weight"], None, stride=PATCH)
+    x = x.flatten(2).mT + state[v + "patch_embed.proj.bias"]
+    x = torch.cat([state[v + "cls_token"].expand(len(x), -1, -1), x], 1) + state[v + "pos_embed"]
+    for i in range(LAYERS):
+        b = f"{v}blocks.{i}."
+        q, k, value = linear(state, b + "attn.qkv", norm(state, b + "norm1", x, eps)).chunk(3, -1)
+        x = x + linear(state, b + "attn.proj", attend(q, k, value, heads))
+        hidden = F.gelu(linear(state, b + "mlp.fc1", norm(state, b + "norm2", x, eps)))
+        x = x + linear(state, b + "mlp.fc2", hidden)
+    return norm(state, v + "norm", x, eps)
+
+
+def plain_text(
+    state: State, ids: Tensor, mask: Tensor, seen: Tensor, heads: int = TEXT // 64
+) -> Tensor:
+    """BERT with cross-attention: post-norm, no token types; every token sees every other."""
+    t = "blip.text_encoder."
+    x = state[t + "embeddings.word_embeddings.weight"][ids]
+    x = x + state[t + "embeddings.position_embeddings.weight"][: ids.shape[1]]
+    x = norm(state, t + "embeddings.LayerNorm", x, 1e-12)
+    for i in range(LAYERS):
+        layer = f"{t}encoder.layer.{i}."
+        for kind, source, hide in (("attention", None, mask), ("crossattention", seen, None)):
+            name = f"{layer}{kind}."
+            q = linear(state, name + "self.query", x)
+            k = linear(state, name + "self.key", x if source is None else source)
+            v = linear(state, name + "self.value", x if source is None else source)
+            out = linear(state, name + "output.dense", attend(q, k, v, heads, hide))
+            x = norm(state, name + "output.LayerNorm", out + x, 1e-12)
+        hidden = F.gelu(linear(state, layer + "intermediate.dense", x))
+        out = linear(state, layer + "output.dense", hidden)
+        x = norm(state, layer + "output.LayerNorm", out + x, 1e-12)
+    return x
+
+
+def plain_head(state: State, cls: Tensor) -> Tensor:
+    for index in (0, 2, 4, 6, 7):
+        cls = linear(state, f"mlp.layers.{index}", cls)
+    return cls[:, 0]
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return published_state()
+
+
+@pytest.fixture(scope="module")
+def scorer(state: State, tmp_path_factory: pytest.TempPathFactory) -> ImageReward:
+    folder = tmp_path_factory.mktemp("imagereward")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    torch.save(state, folder / "ImageReward.pt")
+    sha256 = hashlib.sha256((folder / "ImageReward.pt").read_bytes()).hexdigest()
+    return ImageReward(str(folder), str(folder / "vocab.txt"), sha256)
+
+
+def pixels(n: int = 3) -> Tensor:
+    return torch.randn(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def test_picture_tower(state: State) -> None:
+    got = vision_tower(state)(pixels()).last_hidden_state
+    assert torch.allclose(got, plain_vision(state, pixels()), atol=1e-5)
+    # The test can tell: another eps, or another number of heads, is far from it.
+    assert (plain_vision(state, pixels(), eps=1e-5) - got).abs().max() > 1e-2
+    assert (plain_vision(state, pixels(), heads=8) - got).abs().max() > 1e-2
+
+
+def test_text_tower(state: State) -> None:
+    seen = plain_vision(state, pixels(2))
+    ids = torch.tensor([[2, 5, 6, 8, 9, 3], [2, 5, 3, 0, 0, 0]])
+    mask = (ids != 0).long()
+    tower = text_tower(state)
+    assert tower.config.num_attention_heads == TEXT // 64
+    got = tower(
+        input_ids=ids,
+        attention_mask=mask,
+        encoder_hidden_states=seen,
+        encoder_attention_mask=torch.ones(seen.shape[:2]),
+        is_decoder=False,
+    ).last_hidden_state
+    expected = plain_text(state, ids, mask, seen)
+    assert torch.allclose(got[mask == 1], expected[mask == 1], atol=1e-5)
+    assert (plain_text(state, ids, mask, seen, heads=8) - got).abs().max() > 1e-2
+
+
+def test_twelve_heads_at_the_published_width() -> None:
+    """BERT-base is 768 wide; eight heads would load just as well."""
+    assert (768 // blip._HEAD_CHANNELS, 1024 // blip._HEAD_CHANNELS) == (12, 16)
+
+
+def test_head_is_affine(state: State) -> None:
+    cls = torch.randn(20, TEXT, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weight, bias = affine_head(state)
+    exact = {name: value.double() for name, value in state.items() if name.startswith("mlp.")}
+    assert torch.allclose(cls @ weight + bias, plain_head(exact, cls), atol=1e-14)
+
+
+def test_reward(scorer: ImageReward, state: State) -> None:
+    """The whole way from a picture file and a prompt to the number."""
+    from w2sdiff.scorers.preprocess import normalise, resize_crop
+
+    images, prompts = [picture(1), picture(2, (48, 90))], ["a red circle", "a blue, blue circles"]
+    ids = torch.zeros(2, 35, dtype=torch.long)
+    ids[0, :5] = torch.tensor([2, 5, 6, 8, 3])
+    ids[1, :8] = torch.tensor([2, 5, 7, 10, 7, 8, 9, 3])
+    ready = torch.stack([normalise(resize_crop(image, SIZE)) for image in images])
+    cls = plain_text(state, ids, (ids != 0).long(), plain_vision(state, ready))[:, 0]
+    expected = (plain_head(state, cls) - 0.16717362830052426) / 1.0333394966054072
+    scores = scorer.score(images, prompts)
+    assert scores.dtype == np.float32
+    assert scores == pytest.approx(expected.numpy(), abs=1e-5)
+    assert abs(scores[0] - scores[1]) > 1e-3
+
+
+def test_batch_and_order(scorer: ImageReward) -> None:
+    images = [picture(seed) for seed in range(5)]
+    prompts = ["a circle", "red", "a red, red circle", "blue circles", "a a a"]
+    together = scorer.score(images, prompts)
+    alone = [scorer.score([i], [p])[0] for i, p in zip(images, prompts, strict=True)]
+    assert together == pytest.approx(np.array(alone), abs=2e-6)
+    assert together[::-1] == pytest.approx(scorer.score(images[::-1], prompts[::-1]), abs=2e-6)
+    assert scorer.score([], []).shape == (0,)
+
+
+def test_modes(scorer: ImageReward) -> None:
+    """Grey, palette and transparent pictures are read as what a viewer shows."""
+    grey = picture().convert("L")
+    variants = [grey, grey.convert("RGB"), grey.convert("P"), grey.convert("RGBA")]
+    scores = scorer.score(variants, ["a circle"] * 4)
+    assert scores == pytest.approx(np.full(4, scores[0]), abs=2e-6)
+
+
+def test_long_prompts(scorer: ImageReward) -> None:
+    """Cut after 35 tokens, the end mark kept, and counted."""
+    assert scorer.max_tokens == 35
+    assert scorer.tokens(["a red circle", "circles", "a " * 33, "a " * 34]) == [5, 4, 35, 36]
+    long, other = "a " * 60, "red " * 60
+    late = "a " * 59 + "red"
+    scores = scorer.score([picture()] * 3, [long, other, late])
+    assert abs(scores[0] - scores[1]) > 1e-4
+    assert scores[0] == pytest.approx(scores[2], abs=1e-6)  # what lies behind the cut is not read
+    ids, mask = scorer._encode([long])
+    assert ids[0].tolist() == [2, *[5] * 33, 3]
+    assert mask.sum() == 35
+
+
+def test_wrong_weights(scorer: ImageReward, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no tensor is called blip\.visual_encoder"):
+        vision_tower({"visual.proj": torch.zeros(1)})
+    other = published_state()
+    del other["blip.visual_encoder.blocks.1.norm2.weight"]
+    wide = torch.zeros(len(WORDS), 768)
+    with pytest.raises(InputError, match="not the weights of BlipTextModel"):
+        text_tower({**other, "blip.text_encoder.embeddings.word_embeddings.weight": wide})
+    with pytest.raises(InputError, match="not the weights of BlipVisionModel"):
+        vision_tower(other)
+    with pytest.raises(InputError):
+        ImageReward(str(tmp_path)).fingerprint()
+
+
+def test_protocol(scorer: ImageReward) -> None:
+    assert parse_scorer("imagereward") == ImageReward()
+    assert scorer_from_json(scorer.to_json()) == scorer == parse_scorer(scorer.to_text())
+    fingerprint = scorer.fingerprint()
+    assert scorer.weights not in str(fingerprint)
+    assert set(fingerprint["weights"]) == {"ImageReward.pt", "vocab.txt"}
+    before = scorer.score([picture()], ["a circle"])
+    scorer.close()
+    assert "_model" not in scorer.__dict__
+    assert scorer.score([picture()], ["a circle"]) == before

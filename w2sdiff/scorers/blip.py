@@ -1,0 +1,135 @@
+"""BLIP as ImageReward publishes it, read into the stock classes of transformers.
+
+Every size is read off the tensors. What tensors do not tell is fixed: 64 channels per attention
+head (12 heads for BERT-base, not the 8 that transformers assumes; both load, 8 is silently wrong),
+layer-norm eps 1e-6 in the picture tower and 1e-12 in the text tower.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from w2sdiff.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["affine_head", "text_tower", "vision_tower"]
+
+_HEAD_CHANNELS = 64
+_VISION_NAMES = {  # timm's names, as BLIP has them, to those of transformers
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj.": "embeddings.patch_embedding.",
+    "blocks.": "encoder.layers.",
+    ".attn.qkv.": ".self_attn.qkv.",
+    ".attn.proj.": ".self_attn.projection.",
+    ".norm1.": ".layer_norm1.",
+    ".norm2.": ".layer_norm2.",
+    "norm.": "post_layernorm.",
+}
+
+
+def vision_tower(state: Mapping[str, Tensor]) -> Any:
+    """The `BlipVisionModel` of a published state dict (keys `blip.visual_encoder.*`).
+
+    Raises:
+        InputError: a tensor is missing, or is one too many.
+    """
+    from transformers import BlipVisionConfig, BlipVisionModel
+
+    tensors = _part(state, "blip.visual_encoder.")
+    width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+    grid = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
+    config = BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=tensors["blocks.0.mlp.fc1.weight"].shape[0],
+        num_hidden_layers=_layers(tensors, r"blocks\.(\d+)\."),
+        num_attention_heads=width // _HEAD_CHANNELS,
+        image_size=grid * patch,
+        patch_size=patch,
+        layer_norm_eps=1e-6,
+    )
+    return _filled(BlipVisionModel, config, {_vision_name(k): v for k, v in tensors.items()})
+
+
+def text_tower(state: Mapping[str, Tensor]) -> Any:
+    """The `BlipTextModel`, with cross-attention, of a published state dict (`blip.text_encoder.*`).
+
+    Raises:
+        InputError: a tensor is missing, or is one too many.
+    """
+    from transformers import BlipTextModel
+    from transformers.models.blip.configuration_blip import BlipTextConfig
+
+    tensors = _part(state, "blip.text_encoder.")
+    tensors.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: older releases stored it
+    words, width = tensors["embeddings.word_embeddings.weight"].shape
+    first = "encoder.layer.0."
+    config = BlipTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=tensors[first + "intermediate.dense.weight"].shape[0],
+        num_hidden_layers=_layers(tensors, r"encoder\.layer\.(\d+)\."),
+        num_attention_heads=width // _HEAD_CHANNELS,
+        max_position_embeddings=tensors["embeddings.position_embeddings.weight"].shape[0],
+        encoder_hidden_size=tensors[first + "crossattention.self.key.weight"].shape[1],
+        layer_norm_eps=1e-12,
+    )
+    return _filled(BlipTextModel, config, tensors, add_pooling_layer=False)
+
+
+def affine_head(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The reward's five linear layers as the one affine map that they are: (weight [d], bias []).
+
+    There is no nonlinearity between them, so they multiply out; in float64.
+
+    Raises:
+        InputError: there are no such layers (`mlp.layers.*`).
+    """
+    tensors = _part(state, "mlp.layers.")
+    names = sorted({int(key.split(".")[0]) for key in tensors})
+    weight = tensors[f"{names[0]}.weight"].double()
+    bias = tensors[f"{names[0]}.bias"].double()
+    for name in names[1:]:
+        layer = tensors[f"{name}.weight"].double()
+        weight, bias = layer @ weight, layer @ bias + tensors[f"{name}.bias"].double()
+    return weight[0], bias[0]
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    part = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    if not part:
+        raise InputError(
+            f"expected the weights of ImageReward, but no tensor is called {prefix}*; "
+            f"the first of {len(state)} is {next(iter(state), 'nothing')!r}"
+        )
+    return part
+
+
+def _vision_name(name: str) -> str:
+    for old, new in _VISION_NAMES.items():
+        if old.startswith("."):
+            name = name.replace(old, new)
+        elif name.startswith(old):
+            name = new + name.removeprefix(old)
+    return name
+
+
+def _layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    return 1 + max(int(found[1]) for key in tensors if (found := re.match(pattern, key)))
+
+
+def _filled(cls: Any, config: Any, tensors: Mapping[str, Tensor], **options: Any) -> Any:
+    """A model of this class that holds these tensors; none is drawn at random first."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = cls(config, **options)
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"these are not the weights of {cls.__name__}: {error}") from error
+    return model.float().eval().requires_grad_(False)
