@@ -21,7 +21,7 @@ class Cell:
     """One arm, one scorer: the mean over prompts and its 95% interval.
 
     `prompts` counts those with a score; `missing`, `failed`, `flagged` and `truncated` count
-    pictures.
+    pictures. The first three of them take no part in any figure.
     """
 
     arm: str
@@ -37,7 +37,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired mean difference, arm minus rival, and its 95% interval, over n prompts."""
+    """A paired mean difference, arm minus rival, and its 95% interval, over n prompts.
+
+    The ends of the interval are NaN for fewer than two prompts, the mean too for none.
+    """
 
     n: int
     mean: float
@@ -57,7 +60,8 @@ class Comparison:
         losses: prompts where the rival is better.
         win_rate: (wins + ties / 2) / n.
         win_interval: its 95% interval.
-        detectable: the smallest true difference that would be seen four times out of five.
+        detectable: the smallest true difference that would be seen four times out of five, Holm's
+            correction included; infinite where the prompts are too few to see any, NaN for one.
         excluded: prompts left out because one of the two has no score.
         categories: the difference in each category of the prompt set.
         outcome: in the same words for wins and losses.
