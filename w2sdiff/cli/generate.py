@@ -302,10 +302,4 @@ def _lora(text: str) -> LoraFile:
     name, equals, file = text.partition("=")
     if not equals or not file:
         raise InputError(f"expected --lora NAME=FILE, got {text!r}")
-    path, at, weight = file.rpartition("@")
-    try:
-        return LoraFile(name, Path(path), float(weight)) if at else LoraFile(name, Path(file))
-    except InputError:
-        raise
-    except ValueError:  # an @ that belongs to the file's name
-        return LoraFile(name, Path(file))
+    return LoraFile.parse(name, file)

@@ -59,6 +59,21 @@ class LoraFile:
             )
         _finite(f"weight of the LoRA {self.name!r}", self.weight)
 
+    @classmethod
+    def parse(cls, name: str, text: str) -> LoraFile:
+        """From a name and ``FILE`` or ``FILE@WEIGHT``.
+
+        Raises:
+            InputError: this cannot be a LoRA.
+        """
+        path, at, weight = text.rpartition("@")
+        try:
+            return cls(name, Path(path), float(weight)) if at else cls(name, Path(text))
+        except InputError:
+            raise
+        except ValueError:  # an @ that belongs to the file's name
+            return cls(name, Path(text))
+
 
 @dataclass(frozen=True)
 class Settings:
