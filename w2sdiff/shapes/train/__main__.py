@@ -20,6 +20,7 @@ STAGES = {
     "dit": "the transformer (shapes-dit)",
     "lora": "the LoRA of a narrower style, from the finished UNet",
     "balance": "the two LoRAs with a known bias, from the finished UNet",
+    "clip": "the trained judge (shapes-clip), a stock open_clip folder",
     "export": "the stock diffusers folders, in float16",
     "card": "the model card of each folder, from the logs and the evaluation",
     "all": "each of these, in this order",
@@ -85,7 +86,7 @@ def _settle(threads: int) -> None:
 def _runners(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
     import torch
 
-    from w2sdiff.shapes.train import card, denoiser, export, lora, text, vae
+    from w2sdiff.shapes.train import card, clip, denoiser, export, lora, text, vae
     from w2sdiff.shapes.train.loop import Schedule
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -121,6 +122,12 @@ def _runners(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "dit": lambda: train_denoiser("dit"),
         "lora": lambda: train_loras(["small"]),
         "balance": lambda: train_loras(["balance-strong", "balance-weak"]),
+        "clip": lambda: clip.train_clip(
+            out,
+            schedule=adjusted(clip.SCHEDULE),
+            pool_size=arguments.pool or clip.POOL_SIZE,
+            **common,
+        ),
         "export": lambda: export.export(out),
         "card": lambda: card.write_cards(out, arguments.evaluation),
     }

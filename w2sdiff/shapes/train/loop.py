@@ -199,7 +199,10 @@ def _optimisers(
     matrices = {
         name: p
         for name, p in parameters.items()
-        if schedule.muon and name.startswith(f"{schedule.muon}.") and name.endswith("weight")
+        if schedule.muon
+        and name.startswith(f"{schedule.muon}.")
+        and name.endswith("weight")
+        and p.ndim == 2  # a norm's weight is a vector
     }
     rest = [p for name, p in parameters.items() if name not in matrices]
     decay = schedule.weight_decay
