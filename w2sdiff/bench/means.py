@@ -16,7 +16,7 @@ from w2sdiff.bench.resample import bootstrap_intervals
 if TYPE_CHECKING:
     from w2sdiff.bench.results import Results
 
-__all__ = ["cells_of", "mean_of", "mean_of_last", "usable"]
+__all__ = ["cells_of", "mean_of", "mean_of_last", "picture_counts", "usable"]
 
 Row: TypeAlias = NDArray[np.float64]
 
@@ -79,3 +79,11 @@ def cells_of(
         )
         for (arm, scorer), row, interval in zip(places, rows, intervals, strict=True)
     )
+
+
+def picture_counts(results: Results, arm: int) -> dict[str, int]:
+    """How many pictures of an arm are done, failed, missing; and how many are flagged."""
+    own = [sample for sample in results.samples if sample.arm == arm]
+    states = Counter(sample.status for sample in own)
+    counts = {state: states[state] for state in ("done", "failed", "missing")}
+    return counts | {"flagged": sum(bool(sample.flags) for sample in own)}
