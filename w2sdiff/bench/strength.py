@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from w2sdiff.edits import Edits, Guidance
+from w2sdiff.edits import Edits, Guidance, Prompt
 from w2sdiff.errors import UnsupportedError
 from w2sdiff.generate import Shot, Studio, cfg_scale
 from w2sdiff.methods import AutoGuidance, Eval, Method, Step, Steps
@@ -76,11 +76,12 @@ def effective_scale(studio: Studio, method: Method, shots: Sequence[Shot]) -> St
     """Measure how strongly a method guides on some pictures.
 
     They are drawn one at a time, so that no batch decides a bit of the result, and are thrown away.
-    A step costs up to four evaluations more than the method's own.
+    A step costs up to four evaluations more than the method's own, six where the pair is guided.
 
     Args:
         studio: the model and settings to draw with.
-        method: any method; for plain sampling at scale s the answer is s.
+        method: any method; for plain sampling at scale s the answer is s, and without guidance
+            there is none.
         shots: what to draw, at least one.
 
     Raises:
@@ -98,6 +99,8 @@ def effective_scale(studio: Studio, method: Method, shots: Sequence[Shot]) -> St
         3.0
     """
     measured = Measured(method, guided=cfg_scale(studio.model, studio.settings) > 1)
+    if measured.asks == ("reference",):
+        return Strength.of([], 0)  # plain sampling without guidance has no strength
     rows, steps, reason = [], 0, "there were none"
     for shot in shots:
         [drawn] = studio.draw(measured, [shot])
@@ -149,6 +152,8 @@ class Measured(Method):
             del self._roles["conditional"], self._roles["unconditional"]
         if _has_pair(method, guided):
             self.asks += ("strong", "weak")
+        every = [edit for edits in method.roles.values() for edit in edits or ()]
+        self._has_words = any(isinstance(edit, Prompt) for edit in every)
         self._guided = guided
         self._steps: list[torch.Tensor] = []
 
@@ -159,11 +164,21 @@ class Measured(Method):
 
     def steps(self, step: Step) -> Steps:
         """What the method does, then the questions."""
-        prediction, x = yield from self.method.steps(step)
+        conversation = self.method.steps(step)
+        request = next(conversation)
+        while True:
+            try:
+                request = conversation.send((yield request))
+            except StopIteration as finished:
+                prediction, x = finished.value
+                break
         moved = {"y": (x, prediction)}
         for role in self.asks:
             moved[role] = (step.x, (yield Eval(step.x, role, at=step.this)))
         self._steps.append(self._coordinates(step, moved))
+        if self._has_words:
+            # A pipeline goes on with the words of the last request, which is to be the method's.
+            yield Eval(step.x, request.role, at=step.this)
         return prediction, x
 
     def take(self) -> tuple[list[list[float]], int]:
@@ -174,11 +189,6 @@ class Measured(Method):
         if not steps:
             return [], 0
         return torch.stack(steps).nanmean(0).tolist(), len(steps)
-
-    def evaluations(self, in_window: bool, guidance_scale: float) -> int:
-        """The method's, and those of the questions."""
-        asked = [(self._roles[role] or Edits()).evaluations(guidance_scale) for role in self.asks]
-        return self.method.evaluations(in_window, guidance_scale) + sum(asked)
 
     def _coordinates(
         self, step: Step, moved: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
