@@ -11,9 +11,10 @@ from typing import Any
 
 from w2sdiff.errors import InputError
 
-__all__ = ["PromptRow", "check_prompt", "read_prompts"]
+__all__ = ["ENDINGS", "PromptRow", "check_prompt", "read_prompts"]
 
 MAX_LINE = 100_000  # bytes; the longest prompts in use have some thousands
+ENDINGS = (".txt", ".csv", ".tsv", ".jsonl")
 _PROMPT_COLUMNS = ("prompt", "text", "caption")
 _Line = tuple[int, str]
 
