@@ -1,0 +1,95 @@
+"""Pictures small enough to lie inside a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from w2sdiff.errors import InputError
+from w2sdiff.imaging import open_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Thumbnail", "edge_for", "thumbnail", "thumbnails"]
+
+_EDGES = ((1000, 256), (2500, 192))  # up to so many pictures, this many pixels a side
+_SMALLEST = 128
+_AHEAD = 64  # pictures in hand at once: their bytes wait in memory until the page takes them
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture as a data URL, and its own size in pixels before it was made smaller."""
+
+    url: str
+    width: int
+    height: int
+
+
+def edge_for(pictures: int) -> int:
+    """The longest side of the thumbnails of a page with so many pictures, in pixels.
+
+    Example:
+        >>> edge_for(24), edge_for(6000)
+        (256, 128)
+    """
+    return next((edge for most, edge in _EDGES if pictures <= most), _SMALLEST)
+
+
+def thumbnail(path: Path, edge: int = 256, *, quality: int = 80) -> Thumbnail:
+    """The picture of a file, made smaller if its longest side is above `edge` pixels.
+
+    A picture that is small already is kept as it is, to the pixel. Either way it is written anew:
+    what a file says about how it was made (text fields, camera data) does not come along.
+
+    Raises:
+        InputError: the file is missing, or is no picture.
+    """
+    image = open_image(path)
+    width, height = image.size
+    if max(width, height) <= edge:
+        data = _webp(image, lossless=True, quality=0)
+    else:
+        # The gap lets whole factors go first, which costs a third and cannot be seen.
+        image.thumbnail((edge, edge), reducing_gap=2.0)
+        data = _webp(image, lossless=False, quality=quality)
+    url = "data:image/webp;base64," + base64.b64encode(data).decode()
+    return Thumbnail(url, width, height)
+
+
+def thumbnails(
+    paths: Sequence[Path | None], edge: int, on_done: Callable[[], object] = lambda: None
+) -> Iterator[Thumbnail | None]:
+    """One thumbnail per path, in order; None where there is no path or no readable picture.
+
+    Made by as many threads as there are cores (reading and writing pictures lets go of Python's
+    lock), and no further ahead of whoever takes them than a few dozen, so that memory stays flat.
+    """
+
+    def make(path: Path | None) -> Thumbnail | None:
+        try:
+            return None if path is None else thumbnail(path, edge)
+        except InputError:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count() or 1, "thumbnail") as pool:
+        ahead = [pool.submit(make, path) for path in paths[:_AHEAD]]
+        for n in range(len(paths)):
+            made = ahead[n % _AHEAD].result()
+            if n + _AHEAD < len(paths):
+                ahead[n % _AHEAD] = pool.submit(make, paths[n + _AHEAD])
+            on_done()
+            yield made
+
+
+def _webp(image: Image, *, lossless: bool, quality: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "WEBP", lossless=lossless, quality=quality, method=0 if lossless else 2)
+    return file.getvalue()
