@@ -13,9 +13,10 @@ from w2sdiff.generate.choose import choose_method, find_loras, parse_window
 from w2sdiff.generate.draw import Drawn, Shot, Studio, Verdict
 from w2sdiff.generate.models import DEFAULT_MODEL, Model, find_model
 from w2sdiff.generate.plan import Arm, Picture, Plan, compared
-from w2sdiff.generate.recipe import Recipe, cfg_scale
+from w2sdiff.generate.recipe import Recipe, cfg_scale, item_of
 from w2sdiff.generate.run import draw_grids, generate
 from w2sdiff.generate.settings import DTYPES, OFFLOADS, SCHEDULERS, LoraFile, Settings
+from w2sdiff.generate.stored import outcome_of
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -41,6 +42,8 @@ __all__ = [
     "find_loras",
     "find_model",
     "generate",
+    "item_of",
     "make_again",
+    "outcome_of",
     "parse_window",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -38,6 +39,10 @@ class Model:
     folder: Path
     variant: str | None = None
     revision: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields; what it has read since is read again by whoever unpickles it."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @cached_property
     def index(self) -> dict[str, Any]:
