@@ -17,6 +17,7 @@ from w2sdiff.errors import InputError
 from w2sdiff.scorers import blip, parse_scorer, scorer_from_json
 from w2sdiff.scorers.blip import affine_head, text_tower, vision_tower
 from w2sdiff.scorers.imagereward import ImageReward
+from w2sdiff.scorers.preprocess import normalise, resize_crop
 
 VISION, TEXT, PATCH, SIZE, LAYERS = 192, 128, 16, 48, 2
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle", "##s", ","]
@@ -204,8 +205,6 @@ def test_head_is_affine(state: State) -> None:
 
 def test_reward(scorer: ImageReward, state: State) -> None:
     """The whole way from a picture file and a prompt to the number."""
-    from w2sdiff.scorers.preprocess import normalise, resize_crop
-
     images, prompts = [picture(1), picture(2, (48, 90))], ["a red circle", "a blue, blue circles"]
     ids = torch.zeros(2, 35, dtype=torch.long)
     ids[0, :5] = torch.tensor([2, 5, 6, 8, 3])

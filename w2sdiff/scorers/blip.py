@@ -7,11 +7,10 @@ layer-norm eps 1e-6 in the picture tower and 1e-12 in the text tower.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from w2sdiff.errors import InputError
+from w2sdiff.scorers.tensors import count_layers, filled, part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,19 +39,20 @@ def vision_tower(state: Mapping[str, Tensor]) -> Any:
     """
     from transformers import BlipVisionConfig, BlipVisionModel
 
-    tensors = _part(state, "blip.visual_encoder.")
+    tensors = part(state, "blip.visual_encoder.")
     width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
     grid = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
     config = BlipVisionConfig(
         hidden_size=width,
         intermediate_size=tensors["blocks.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=_layers(tensors, r"blocks\.(\d+)\."),
+        num_hidden_layers=count_layers(tensors, r"blocks\.(\d+)\."),
         num_attention_heads=width // _HEAD_CHANNELS,
         image_size=grid * patch,
         patch_size=patch,
         layer_norm_eps=1e-6,
     )
-    return _filled(BlipVisionModel, config, {_vision_name(k): v for k, v in tensors.items()})
+    named = {_vision_name(name): tensor for name, tensor in tensors.items()}
+    return filled(BlipVisionModel, config, named).float()
 
 
 def text_tower(state: Mapping[str, Tensor]) -> Any:
@@ -64,7 +64,7 @@ def text_tower(state: Mapping[str, Tensor]) -> Any:
     from transformers import BlipTextModel
     from transformers.models.blip.configuration_blip import BlipTextConfig
 
-    tensors = _part(state, "blip.text_encoder.")
+    tensors = part(state, "blip.text_encoder.")
     tensors.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: older releases stored it
     words, width = tensors["embeddings.word_embeddings.weight"].shape
     first = "encoder.layer.0."
@@ -72,13 +72,13 @@ def text_tower(state: Mapping[str, Tensor]) -> Any:
         vocab_size=words,
         hidden_size=width,
         intermediate_size=tensors[first + "intermediate.dense.weight"].shape[0],
-        num_hidden_layers=_layers(tensors, r"encoder\.layer\.(\d+)\."),
+        num_hidden_layers=count_layers(tensors, r"encoder\.layer\.(\d+)\."),
         num_attention_heads=width // _HEAD_CHANNELS,
         max_position_embeddings=tensors["embeddings.position_embeddings.weight"].shape[0],
         encoder_hidden_size=tensors[first + "crossattention.self.key.weight"].shape[1],
         layer_norm_eps=1e-12,
     )
-    return _filled(BlipTextModel, config, tensors, add_pooling_layer=False)
+    return filled(BlipTextModel, config, tensors, add_pooling_layer=False).float()
 
 
 def affine_head(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def affine_head(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: there are no such layers (`mlp.layers.*`).
     """
-    tensors = _part(state, "mlp.layers.")
+    tensors = part(state, "mlp.layers.")
     names = sorted({int(key.split(".")[0]) for key in tensors})
     weight = tensors[f"{names[0]}.weight"].double()
     bias = tensors[f"{names[0]}.bias"].double()
@@ -99,16 +99,6 @@ def affine_head(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return weight[0], bias[0]
 
 
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    part = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-    if not part:
-        raise InputError(
-            f"expected the weights of ImageReward, but no tensor is called {prefix}*; "
-            f"the first of {len(state)} is {next(iter(state), 'nothing')!r}"
-        )
-    return part
-
-
 def _vision_name(name: str) -> str:
     for old, new in _VISION_NAMES.items():
         if old.startswith("."):
@@ -116,20 +106,3 @@ def _vision_name(name: str) -> str:
         elif name.startswith(old):
             name = new + name.removeprefix(old)
     return name
-
-
-def _layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    return 1 + max(int(found[1]) for key in tensors if (found := re.match(pattern, key)))
-
-
-def _filled(cls: Any, config: Any, tensors: Mapping[str, Tensor], **options: Any) -> Any:
-    """A model of this class that holds these tensors; none is drawn at random first."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        model = cls(config, **options)
-    try:
-        model.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"these are not the weights of {cls.__name__}: {error}") from error
-    return model.float().eval().requires_grad_(False)

@@ -85,7 +85,7 @@ class ImageReward(Scorer):
             cls = self._cls(images, texts)
             weight, bias = self._model["head"]
             rewards = (cls.double().cpu() @ weight + bias - _MEAN) / _STD
-        return rewards.numpy().astype(np.float32)
+        return np.asarray(rewards.numpy(), np.float32)
 
     def _cls(self, images: Sequence[Image], texts: list[str]) -> Any:
         """BLIP's first output for each picture and its prompt, [n, width]."""
