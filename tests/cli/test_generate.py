@@ -358,8 +358,8 @@ def test_a_picture_that_is_not_a_number_is_recorded_and_the_rest_goes_on(
     assert main(words) == 0
     assert [e["status"] for e in events(capsys) if e["event"] == "picture"] == [
         "found",
-        "found",
         "made",
+        "found",
     ]
 
 

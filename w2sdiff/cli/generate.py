@@ -209,7 +209,7 @@ def _announce(reporter: Reporter, plan: Plan, ledger: Ledger, notes: list[str]) 
 
     chosen = plan.arms[-1]
     cost, plain = plan.cost(chosen.method), plan.cost(Plain())
-    left = sum(len(task.items) for task, _ in plan.batches if not ledger.state(task)[0])
+    left = sum(len(task.items) for task, _ in plan.batches if not ledger.state(task).done)
     for note in notes:
         reporter.note(f"{chosen.label}: {note}")
     reporter.note(

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from w2sdiff.jobs.files import check_writable, write_whole
 from w2sdiff.jobs.hashing import canonical, digest, file_sha256
-from w2sdiff.jobs.ledger import Claim, Done, Failed, Item, Ledger, Record, Task
+from w2sdiff.jobs.ledger import Claim, Ledger, State
 from w2sdiff.jobs.local import Event, Job, Summary, run_local
 from w2sdiff.jobs.ray import run_ray
+from w2sdiff.jobs.values import Done, Failed, Item, Record, Task
 
 __all__ = [
     "Claim",
@@ -23,6 +24,7 @@ __all__ = [
     "Job",
     "Ledger",
     "Record",
+    "State",
     "Summary",
     "Task",
     "canonical",

@@ -1,10 +1,10 @@
 """The engine for several accelerators of one machine: one process each, started by others.
 
-There is nothing to run here. ``accelerate launch`` (or ``torchrun``) starts the same command several
-times; each process runs `run_local` on the same folder and takes the next task that nobody holds.
-The ledger is all they share: no rendezvous, no collective call, so nobody waits for a slower or a
-dead one. accelerate's own ``PartialState`` would open a process group, which needs all of them; the
-three numbers a process must know stand in its environment.
+There is nothing to run here. ``accelerate launch`` (or ``torchrun``) starts the same command
+several times; each process runs `run_local` on the same folder and takes the next task that nobody
+holds. The ledger is all they share: no rendezvous, no collective call, so nobody waits for a slower
+or a dead one. accelerate's own ``PartialState`` would open a process group, which needs all of
+them; the three numbers that a process must know stand in its environment.
 
 When one process dies, ``torchrun``, which is what ``accelerate launch`` starts, ends the others
 too. Their finished items are in the ledger, and only what each had in hand is made again: run the

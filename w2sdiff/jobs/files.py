@@ -20,12 +20,19 @@ _REASONS = {
 }
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, forced: bool = True) -> None:
     """Write a file so that whoever looks, at any moment, finds all of it or none of it.
 
     The bytes go to a temporary name beside it, are forced to the disk, and the name is changed
     last. One writer per path at a time: the temporary name is fixed, so that what a killed process
     left behind is overwritten, not kept.
+
+    Args:
+        path: of the file.
+        data: all of it.
+        forced: false leaves it to the system when the bytes reach the disk. A process that is
+            killed loses nothing by that; a machine that loses power may leave the file empty or cut
+            off, so it is for files of which the reader sees that.
 
     Raises:
         InputError: the folder cannot be written or the disk is full; nothing is left behind.
@@ -34,8 +41,9 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with temporary.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if forced:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         _remove(temporary)

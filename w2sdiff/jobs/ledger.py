@@ -2,105 +2,59 @@
 
 Nothing else is remembered, so there is nothing to repair: a folder can be copied, resumed after a
 crash, and worked on by several processes at once. A record appears only after the files it names
-are whole, both by `write_whole`.
+are whole, both by `write_whole`. Memory does not grow with the number of items.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from w2sdiff.errors import InputError
 from w2sdiff.jobs.files import reason, write_whole
-from w2sdiff.jobs.hashing import canonical, digest
+from w2sdiff.jobs.locks import locked
+from w2sdiff.jobs.values import UNREADABLE, Done, Failed, Item, Record, Task, is_plain
 
-__all__ = ["Claim", "Done", "Failed", "Item", "Ledger", "Record", "Task"]
+__all__ = ["Claim", "Ledger", "State"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Item:
-    """One thing to make; `spec` is JSON and holds everything that decides the result."""
+class State:
+    """How far a task is.
 
-    spec: Mapping[str, Any]
-
-    @cached_property
-    def key(self) -> str:
-        """The content hash under which the ledger knows this item."""
-        return digest(self.spec)
-
-
-@dataclass(frozen=True)
-class Task:
-    """Items that are made together: one batch. It is claimed, done and redone whole."""
-
-    items: tuple[Item, ...]
-
-    @cached_property
-    def key(self) -> str:
-        """The key of its only item, or the hash of the keys of all of them."""
-        return (
-            self.items[0].key if len(self.items) == 1 else digest([item.key for item in self.items])
-        )
-
-
-@dataclass(frozen=True)
-class Done:
-    """An item that worked out: its files, by plain name, and what is worth knowing about them."""
-
-    files: Mapping[str, bytes]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An item that did not, and why, in one line."""
-
-    reason: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the ledger holds about one item that was tried.
-
-    `files` maps each file name to its size in bytes and its sha256; `attempts` counts how often it
-    was tried.
+    Attributes:
+        records: one per item of the task; None for an item without a sound one.
+        time: when the newest of them was written, in ns since 1970 by the clock of the folder's
+            file system; 0 if there is none.
     """
 
-    key: str
-    status: Literal["done", "failed"]
-    spec: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
-    facts: Mapping[str, Any]
-    reason: str | None
-    attempts: int
+    records: tuple[Record | None, ...]
+    time: int
 
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Record:
-        """Read a record; `ValueError`, `TypeError` or `AttributeError` if the text is none."""
-        record = cls(**json.loads(text))
-        for name, facts in record.files.items():
-            if name != Path(name).name or not {"bytes", "sha256"} <= facts.keys():
-                raise ValueError(f"it names a file {name!r} as no record does")
-        if record.status not in ("done", "failed"):
-            raise ValueError(f"its status is {record.status!r}")
-        return record
+    @property
+    def done(self) -> list[Record]:
+        """The records if all items are done, else none."""
+        done = [record for record in self.records if record and record.status == "done"]
+        return done if len(done) == len(self.records) else []
 
-    def to_json(self) -> str:
-        """The canonical text of the record."""
-        return canonical(vars(self))
+    @property
+    def tried(self) -> list[Record]:
+        """The records if all items were tried, done or not, else none."""
+        tried = [record for record in self.records if record]
+        return tried if len(tried) == len(self.records) else []
+
+    @property
+    def attempts(self) -> int:
+        """How often the task was tried; a batch was, once every item of it has its record."""
+        return min((record.attempts for record in self.tried), default=0)
 
 
 class Claim:
@@ -131,46 +85,52 @@ class Ledger:
         self._records = folder / "records"
         self._claims = folder / "claims"
         self._made: list[Path] = []
+        self._ready = False
+        # As text: to find a hundred thousand items, paths as objects would cost more than the disk.
+        self._file = os.path.join(folder, "")  # noqa: PTH118
+        self._record = os.path.join(self._records, "")  # noqa: PTH118
 
     def get(self, key: str) -> Record | None:
         """The record of a key; None if there is none, or it or one of its files is damaged."""
-        path = self._records / f"{key}.json"
-        try:
-            record = Record.from_json(path.read_bytes())
-            if record.key != key:
-                raise ValueError("the record of another item")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            _log.warning("%s is damaged (%s); the item is made again", path, error)
-            return None
-        for name, facts in record.files.items():
-            if self._size(name) != facts["bytes"]:
-                _log.warning("%s is missing or cut off; it is made again", self.folder / name)
-                return None
-        return record
+        return self._read(key)[0]
 
-    def state(self, task: Task) -> tuple[list[Record], int]:
-        """The records of a task if all its items are done, else none; and how often it was tried.
-
-        A batch counts as tried only once every item of it has its record.
-        """
-        records = [self.get(item.key) for item in task.items]
-        attempts = min(record.attempts if record else 0 for record in records)
-        done = [record for record in records if record and record.status == "done"]
-        return (done if len(done) == len(records) else []), attempts
+    def state(self, task: Task) -> State:
+        """How far a task is."""
+        read = [self._read(item.key) for item in task.items]
+        return State(tuple(record for record, _ in read), max(time for _, time in read))
 
     def records(self) -> Iterator[Record]:
         """Every readable record of the folder, by key; foreign files are passed over."""
-        for path in sorted(self._records.glob("*.json")):
-            with suppress(OSError, ValueError, TypeError, AttributeError):
-                yield Record.from_json(path.read_bytes())
+        names: list[str] = []
+        with suppress(OSError):
+            names = sorted(os.listdir(self._records))  # noqa: PTH208
+        for name in names:
+            if name.endswith(".json") and not name.startswith("."):
+                with suppress(*UNREADABLE):
+                    yield Record.from_json((self._records / name).read_bytes())
 
     def damaged(self, record: Record) -> list[str]:
         """The files of a record whose bytes are not those that were written; reads them all."""
         return [
             name for name, facts in record.files.items() if self._sha256(name) != facts["sha256"]
         ]
+
+    def clock(self) -> int:
+        """The time now in ns since 1970, by the clock that dates the records.
+
+        On a folder that several machines share it may differ from this machine's.
+        """
+        self._make_folders()
+        probe = self._claims / f".clock-{os.getpid()}"
+        try:
+            self._claims.mkdir(exist_ok=True)  # another process may have tidied it away
+            probe.touch()
+            return probe.stat().st_mtime_ns
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {reason(error)}") from error
+        finally:
+            with suppress(OSError):
+                probe.unlink()
 
     @contextmanager
     def claim(self, task: Task) -> Iterator[Claim | None]:
@@ -185,18 +145,8 @@ class Ledger:
         It is a lock on a file, so it ends with the process that holds it, however that ends.
         """
         self._make_folders()
-        path = self._claims / _plain(name)
-        lock = _acquire(path)
-        if lock is None:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            # First the name, then the lock: whoever opens it in between sees that it is stale.
-            with suppress(OSError):
-                path.unlink()
-            os.close(lock)
+        with locked(self._claims / _plain(name)) as held:
+            yield held
 
     def close(self) -> None:
         """Remove the claims folder, and what else this ledger made and left empty."""
@@ -204,6 +154,7 @@ class Ledger:
             with suppress(OSError):  # not empty, or another process is in it
                 folder.rmdir()
         self._made.clear()
+        self._ready = False
 
     def __enter__(self) -> Ledger:
         return self
@@ -211,9 +162,30 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _read(self, key: str) -> tuple[Record | None, int]:
+        """The sound record of a key, and when it was written; (None, 0) if there is none."""
+        path = f"{self._record}{key}.json"
+        try:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                time = os.fstat(file.fileno()).st_mtime_ns
+                record = Record.from_json(file.readall())
+            if record.key != key:
+                raise ValueError("the record of another item")
+        except FileNotFoundError:
+            return None, 0
+        except UNREADABLE as error:
+            _log.warning("%s is damaged (%s); the item is made again", path, error)
+            return None, 0
+        for name, facts in record.files.items():
+            if self._size(name) != facts["bytes"]:
+                _log.warning("%s is missing or cut off; it is made again", self.folder / name)
+                return None, 0
+        return record, time
+
     def _save(self, item: Item, outcome: Done | Failed) -> Record:
         before = self.get(item.key)
-        self._records.mkdir(parents=True, exist_ok=True)  # another process may have tidied it away
+        with suppress(FileExistsError):
+            self._records.mkdir(parents=True)  # another process may have tidied it away
         files: dict[str, dict[str, Any]] = {}
         if isinstance(outcome, Done):
             for name, data in outcome.files.items():
@@ -228,10 +200,15 @@ class Ledger:
             reason=outcome.reason if isinstance(outcome, Failed) else None,
             attempts=(before.attempts if before else 0) + 1,
         )
-        write_whole(self._records / f"{item.key}.json", record.to_json().encode())
+        # A record that is cut off is seen to be, and what has no files is cheap to make again: to
+        # wait for the disk would cost more than most scores.
+        path = self._records / f"{item.key}.json"
+        write_whole(path, record.to_json().encode(), forced=bool(files))
         return record
 
     def _make_folders(self) -> None:
+        if self._ready:
+            return
         for folder in (self._records, self._claims):
             missing = [place for place in (folder, *folder.parents) if not place.exists()]
             try:
@@ -239,11 +216,13 @@ class Ledger:
             except OSError as error:
                 raise InputError(f"cannot write to {self.folder}: {reason(error)}") from error
             self._made += reversed(missing)
+        self._ready = True
 
     def _size(self, name: str) -> int | None:
-        with suppress(OSError):
-            return (self.folder / name).stat().st_size
-        return None
+        try:
+            return os.stat(f"{self._file}{name}").st_size  # noqa: PTH116
+        except OSError:
+            return None
 
     def _sha256(self, name: str) -> str | None:
         with suppress(OSError), (self.folder / name).open("rb") as file:
@@ -252,48 +231,6 @@ class Ledger:
 
 
 def _plain(name: str) -> str:
-    if not name or name != Path(name).name or name in (".", ".."):
+    if not is_plain(name):
         raise InputError(f"expected a plain file name, got {name!r}")
     return name
-
-
-def _acquire(path: Path) -> int | None:
-    """Lock the file at `path` and return its descriptor; None if another process has it."""
-    while True:
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-        except FileNotFoundError:  # another ledger's close() took the empty folder away
-            path.parent.mkdir(parents=True, exist_ok=True)
-            continue
-        except OSError as error:
-            raise InputError(f"cannot write to {path.parent.parent}: {reason(error)}") from error
-        if not _lock(handle):
-            os.close(handle)
-            return None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
-        os.close(handle)  # its owner finished and removed it between our open and our lock
-
-
-def _lock(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        # A file system without locks: two processes may then make an item twice, but never half of
-        # one.
-    return True

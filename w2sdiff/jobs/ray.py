@@ -19,8 +19,8 @@ from typing import Any
 
 from w2sdiff import errors
 from w2sdiff.errors import InputError, W2SDiffError
-from w2sdiff.jobs.ledger import Record
 from w2sdiff.jobs.local import Event, Job, Summary, run_local
+from w2sdiff.jobs.values import Record
 
 __all__ = ["run_ray"]
 
@@ -64,7 +64,7 @@ def run_ray(
         on_event(event)
 
     for number, task in enumerate(job.tasks):
-        if found := job.ledger.state(task)[0]:
+        if found := job.ledger.state(task).done:
             for item, record in zip(task.items, found, strict=True):
                 tell(Event("found", item, record))
         else:
