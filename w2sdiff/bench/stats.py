@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, groupby
-from statistics import NormalDist
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -182,20 +181,22 @@ def _win_intervals(points: Sequence[Row], draws: int, seed: int) -> list[tuple[f
 
 
 def _detectable(row: Row, questions: int, flips: int) -> float:
-    """The true difference that the test would see with probability `POWER`, by the normal law.
+    """The true difference that would come out as one with probability `POWER`.
 
-    (z(1 - α/2m) + z(0.8)) standard errors, m the number of comparisons: 2.8 for a single one. What
-    Holm's method asks of the smallest p, so enough whatever the others say. Infinite where the
-    prompts are so few that no p could pass.
+    (t(1 - α/2m) + t(0.8)) standard errors, by Student's law with n - 1 degrees, m the number of
+    comparisons: 2.8 for a single one and many prompts. That is what Holm's method asks of the
+    smallest p, so it is enough whatever the others say. Infinite where the prompts are so few that
+    no p could pass.
     """
+    from scipy.stats import t
+
     if len(row) < 2:
         return math.nan
     if smallest_p(len(row), flips) * questions >= ALPHA:
         return math.inf
-    mean = mean_of(row)
-    deviation = math.sqrt(math.fsum((row - mean) ** 2) / (len(row) - 1))
-    z = NormalDist().inv_cdf
-    return (z(1 - ALPHA / 2 / questions) + z(POWER)) * deviation / math.sqrt(len(row))
+    mean, freedom = mean_of(row), len(row) - 1
+    error = math.sqrt(math.fsum((row - mean) ** 2) / freedom / len(row))
+    return float(t.ppf([1 - ALPHA / 2 / questions, POWER], freedom).sum() * error)
 
 
 def _agreement(questions: Sequence[_Question]) -> tuple[Agreement, ...]:
