@@ -57,8 +57,8 @@ def grid_data(view: View, folder: Path) -> dict[str, Any]:
 
 def picture_blocks(
     results: Results, pictures: int | None, on_done: Callable[[], object]
-) -> Iterator[list[tuple[str, int, int] | None]]:
-    """Row by row, the pictures as (data URL, width, height); the rows of the first prompts only."""
+) -> Iterator[list[tuple[str, bool] | None]]:
+    """By row, of the first prompts only: pictures as (data URL, whether it was made smaller)."""
     rows = _rows(results)[: shown(results, pictures) * results.replicates]
     paths = [
         results.folder / sample.image if sample is not None and sample.image else None
@@ -68,7 +68,7 @@ def picture_blocks(
     made = thumbnails(paths, edge_for(sum(path is not None for path in paths)), on_done)
     for row in rows:
         found = [next(made) for _ in row]
-        yield [None if one is None else (one.url, one.width, one.height) for one in found]
+        yield [None if one is None else (one.url, one.shrunk) for one in found]
 
 
 def _rows(results: Results) -> list[list[Sample | None]]:

@@ -9,28 +9,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from w2sdiff.errors import InputError
 from w2sdiff.imaging import open_image
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = ["Thumbnail", "edge_for", "thumbnail", "thumbnails"]
 
 _EDGES = ((1000, 256), (2500, 192))  # up to so many pictures, this many pixels a side
 _SMALLEST = 128
+_EXACT = 256  # pictures up to here are kept to the pixel
 _AHEAD = 64  # pictures in hand at once: their bytes wait in memory until the page takes them
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture as a data URL, and its own size in pixels before it was made smaller."""
+    """A picture as a data URL, and whether it is smaller than the one in the file."""
 
     url: str
-    width: int
-    height: int
+    shrunk: bool
 
 
 def edge_for(pictures: int) -> int:
@@ -46,22 +42,24 @@ def edge_for(pictures: int) -> int:
 def thumbnail(path: Path, edge: int = 256, *, quality: int = 80) -> Thumbnail:
     """The picture of a file, made smaller if its longest side is above `edge` pixels.
 
-    A picture that is small already is kept as it is, to the pixel. Either way it is written anew:
-    what a file says about how it was made (text fields, camera data) does not come along.
+    A picture of at most 256 pixels that need not be made smaller is kept to the pixel. Either way
+    it is written anew: what a file says about how it was made (text fields, camera data) does not
+    come along.
 
     Raises:
         InputError: the file is missing, or is no picture.
     """
     image = open_image(path)
-    width, height = image.size
-    if max(width, height) <= edge:
-        data = _webp(image, lossless=True, quality=0)
+    longest = max(image.size)
+    # The gap lets whole factors go first, which costs a third and cannot be seen.
+    image.thumbnail((edge, edge), reducing_gap=2.0)
+    file = io.BytesIO()
+    if longest <= min(edge, _EXACT):
+        image.save(file, "WEBP", lossless=True, quality=0, method=0)
     else:
-        # The gap lets whole factors go first, which costs a third and cannot be seen.
-        image.thumbnail((edge, edge), reducing_gap=2.0)
-        data = _webp(image, lossless=False, quality=quality)
-    url = "data:image/webp;base64," + base64.b64encode(data).decode()
-    return Thumbnail(url, width, height)
+        image.save(file, "WEBP", quality=quality, method=2)
+    url = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    return Thumbnail(url, longest > edge)
 
 
 def thumbnails(
@@ -87,9 +85,3 @@ def thumbnails(
                 ahead[n % _AHEAD] = pool.submit(make, paths[n + _AHEAD])
             on_done()
             yield made
-
-
-def _webp(image: Image, *, lossless: bool, quality: int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "WEBP", lossless=lossless, quality=quality, method=0 if lossless else 2)
-    return file.getvalue()

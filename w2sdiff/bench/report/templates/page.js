@@ -30,9 +30,9 @@ function number(value, scorer, signed) {
 
 const scores = (row, scorer) => data.rows[row].scores[scorer.name];
 
-/** Arm minus rival in a row; null where one of them has no score. */
+/** Arm minus rival in a row; null where one has no score or is flagged: as in the statistics. */
 function difference(row, pair, scorer) {
-  const of = scores(row, scorer), a = of[pair[0]], b = of[pair[1]];
+  const of = scores(row, scorer), [a, b] = pair.map(arm => data.rows[row].cells[arm].flags ? null : of[arm]);
   return a === null || b === null ? null : a - b;
 }
 
@@ -54,17 +54,16 @@ function picture(row, arm) {
   }
   const inside = blocks.get(row) && blocks.get(row)[arm];
   const href = data.rows[row].cells[arm].href;
-  if (inside) return { url: inside[0], width: inside[1], height: inside[2], href };
-  return href ? { url: href, width: 0, height: 0, href } : null;
+  if (inside) return { url: inside[0], shrunk: inside[1], href };
+  return href ? { url: href, shrunk: false, href } : null;
 }
 
-/** Small pictures are enlarged as they are, pixel by pixel. */
-const small = image => image.naturalWidth > 0 && Math.max(image.naturalWidth, image.naturalHeight) <= 128
-  && !image.dataset.shrunk;
-
+/** Show a picture; a small one is enlarged as it is, pixel by pixel. */
 function show(image, found) {
-  image.dataset.shrunk = found.width > 256 || found.height > 256 ? "1" : "";
-  image.onload = () => image.classList.toggle("pixels", small(image));
+  image.onload = () => {
+    const longest = Math.max(image.naturalWidth, image.naturalHeight);
+    image.classList.toggle("pixels", !found.shrunk && longest > 0 && longest <= 128);
+  };
   image.src = found.url;
 }
 
@@ -237,7 +236,7 @@ const slider = {
     image.style.visibility = found ? "" : "hidden";
     if (!found) { image.removeAttribute("src"); return; }
     show(image, found);
-    if (!found.href || !image.dataset.shrunk) return;
+    if (!found.href || !found.shrunk) return;
     const whole = new Image();
     whole.onload = () => { if (image.getAttribute("src") === found.url) image.src = found.href; };
     whole.src = found.href;
