@@ -75,6 +75,7 @@ def test_what_has_no_json_form_has_no_key(value):
 
 def test_a_file_is_hashed_again_only_when_it_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashing_module, "_LARGE", 0)
     file = tmp_path / "weights"
     file.write_bytes(b"abc")
     first = file_sha256(file)
@@ -92,6 +93,7 @@ def test_a_file_is_hashed_again_only_when_it_changed(tmp_path, monkeypatch):
 
 def test_a_damaged_hash_cache_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(hashing_module, "_LARGE", 0)
     (tmp_path / "w2sdiff").mkdir()
     (tmp_path / "w2sdiff" / "sha256.json").write_text('{"half')
     file = tmp_path / "file"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2sdiff.edits.base import EDITS, Context, Edit
-from w2sdiff.edits.files import sha256_of
 from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.jobs import weights_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class Checkpoint(Edit):
     def __post_init__(self) -> None:
         """Refuse a path that is not there before anything runs."""
         if isinstance(self.source, str | Path) and not _is_hub_id(self.source):
-            sha256_of(Path(self.source))
+            weights_sha256(Path(self.source))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Checkpoint):
@@ -118,8 +118,8 @@ class Checkpoint(Edit):
 
     def _hash(self) -> str:
         if _is_hub_id(self.source):
-            return sha256_of(_from_hub(str(self.source), None))
-        return sha256_of(Path(self.source))  # type: ignore[arg-type]
+            return weights_sha256(_from_hub(str(self.source), None))
+        return weights_sha256(Path(self.source))  # type: ignore[arg-type]
 
     def _load_all(self, context: Context) -> dict[str, nn.Module]:
         if self.sha256 is not None and self._named and self._hash() != self.sha256:

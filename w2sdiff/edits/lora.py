@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2sdiff.edits.base import EDITS, Context, Edit
-from w2sdiff.edits.files import sha256_of
 from w2sdiff.edits.guidance import number
 from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.jobs import weights_sha256
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ class Lora(Edit):
     @classmethod
     def of_file(cls, name: str, scale: float, file: str | Path) -> Lora:
         """The same, with the hash of the file the adapter was loaded from."""
-        return cls(name, scale, sha256_of(Path(file)))
+        return cls(name, scale, weights_sha256(Path(file)))
 
     @classmethod
     def from_text(cls, argument: str | None, value: str) -> Lora:

@@ -9,7 +9,7 @@ one `Done` or `Failed` per item.
 from __future__ import annotations
 
 from w2sdiff.jobs.files import check_writable, write_whole
-from w2sdiff.jobs.hashing import canonical, digest, file_sha256
+from w2sdiff.jobs.hashing import canonical, digest, file_sha256, weights_sha256
 from w2sdiff.jobs.ledger import Claim, Ledger, State
 from w2sdiff.jobs.local import Event, Job, Summary, run_local
 from w2sdiff.jobs.ray import run_ray
@@ -33,5 +33,6 @@ __all__ = [
     "file_sha256",
     "run_local",
     "run_ray",
+    "weights_sha256",
     "write_whole",
 ]

@@ -12,7 +12,9 @@ from typing import Any
 
 from w2sdiff.errors import InputError
 
-__all__ = ["canonical", "digest", "file_sha256"]
+__all__ = ["canonical", "digest", "file_sha256", "weights_sha256"]
+
+_LARGE = 2**22  # bytes; to hash less takes a few ms, and pictures would swell the memory
 
 
 def canonical(value: Any) -> str:
@@ -47,7 +49,7 @@ def digest(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, remembered by path, size and time so that weights are read once.
+    """The sha256 of a file; a large one is read once, and remembered by path, size and time.
 
     Raises:
         InputError: the file cannot be read.
@@ -55,6 +57,8 @@ def file_sha256(path: Path) -> str:
     try:
         path = path.resolve(strict=True)
         state = path.stat()
+        if state.st_size < _LARGE:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
         memory = _Memory.load()
         name = f"{path}|{state.st_size}|{state.st_mtime_ns}"
         if name not in memory.hashes:
@@ -63,6 +67,25 @@ def file_sha256(path: Path) -> str:
         return memory.hashes[name]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def weights_sha256(path: Path) -> str:
+    """The sha256 of a file, or of a folder's safetensors files with their names.
+
+    Results are keyed by what weights are, never by what they are called.
+
+    Raises:
+        InputError: there is no such file, or the folder holds no safetensors.
+    """
+    if path.is_dir():
+        files = sorted(path.rglob("*.safetensors"))
+        if not files:
+            raise InputError(f"No safetensors file in {path}.")
+        parts = [f"{file.relative_to(path).as_posix()} {file_sha256(file)}" for file in files]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    if not path.is_file():
+        raise InputError(f"No such file: {path}.")
+    return file_sha256(path)
 
 
 class _Memory:
