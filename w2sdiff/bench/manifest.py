@@ -6,7 +6,7 @@ Reading it needs no model, no weights and no device: a run folder can be reporte
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from w2sdiff.bench.experiment import Arm, Experiment
 from w2sdiff.bench.results import ArmFacts, ScorerFacts
 from w2sdiff.bench.rivals import described
 from w2sdiff.errors import InputError
-from w2sdiff.generate import Recipe
+from w2sdiff.generate import Recipe, cfg_scale
 from w2sdiff.jobs import canonical, write_whole
+from w2sdiff.methods import Plain
 from w2sdiff.prompts import PromptSet
-from w2sdiff.scorers import Scorer, parse_scorer, scorer_from_json
+from w2sdiff.scorers import Scorer, scorer_from_json
 
 __all__ = ["FILE", "ArmEntry", "Manifest", "ScorerEntry"]
 
@@ -57,7 +58,7 @@ class ArmEntry:
             evaluations=arm.evaluations,
             rival_of=arm.rival_of,
             match=arm.match,
-            strength=strength,
+            strength=_own_scale(arm) if strength is None else strength,
             spec=_spec(recipe),
         )
         paired = settings.image is None
@@ -123,19 +124,26 @@ class Manifest:
         design: Design,
         prompts: PromptSet,
         strengths: Mapping[str, float],
+        choosers: Sequence[Scorer],
     ) -> Manifest:
-        """From an experiment whose rivals are made, and the measured strengths of its arms.
+        """From an experiment whose rivals are made.
+
+        Args:
+            experiment: its scorers ready to be asked for their fingerprints.
+            design: what is drawn.
+            prompts: the set it is drawn from.
+            strengths: the measured effective guidance scales, by name of the arm.
+            choosers: the scorer that best-of-n chooses by; none where no arm is one.
 
         Raises:
             InputError: the weights of a scorer are not here.
         """
-        chooses = sorted({arm.select for arm in experiment.arms if arm.select is not None})
         return cls(
             title=experiment.title,
             design=design,
             arms=tuple(ArmEntry.of(arm, strengths.get(arm.name)) for arm in experiment.arms),
             scorers=tuple(map(ScorerEntry.of, experiment.scorers)),
-            select=ScorerEntry.of(parse_scorer(chooses[0])) if chooses else None,
+            select=ScorerEntry.of(choosers[0]) if choosers else None,
             compare=experiment.compare,
             prompts={
                 "name": prompts.name,
@@ -185,6 +193,12 @@ class Manifest:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is damaged ({error!r}); run bench again") from error
+
+
+def _own_scale(arm: Arm) -> float | None:
+    """The scale of plain guidance, which needs no measuring."""
+    scale = cfg_scale(arm.model, arm.settings)
+    return scale if arm.method == Plain() and scale > 1 else None
 
 
 def _arm(data: Mapping[str, Any]) -> ArmEntry:

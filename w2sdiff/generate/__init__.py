@@ -12,7 +12,7 @@ from w2sdiff.generate.again import Again, make_again
 from w2sdiff.generate.choose import choose_method, find_loras, parse_window
 from w2sdiff.generate.draw import Drawn, Shot, Studio, Verdict
 from w2sdiff.generate.models import DEFAULT_MODEL, Model, find_model
-from w2sdiff.generate.plan import Arm, Picture, Plan, compared
+from w2sdiff.generate.plan import Arm, Picture, Plan, compared, slug
 from w2sdiff.generate.recipe import Recipe, cfg_scale, item_of
 from w2sdiff.generate.run import draw_grids, generate
 from w2sdiff.generate.settings import DTYPES, OFFLOADS, SCHEDULERS, LoraFile, Settings
@@ -46,4 +46,5 @@ __all__ = [
     "make_again",
     "outcome_of",
     "parse_window",
+    "slug",
 ]
