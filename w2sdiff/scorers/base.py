@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from w2sdiff.errors import InputError
@@ -57,8 +58,11 @@ class Scorer:
 
     @property
     def name(self) -> str:
-        """What tables call it: the kind, and every option that is not the default."""
-        return self.to_text()
+        """What tables call it: the kind, and every option that is not the default.
+
+        Of a local path only the last part, so that tables name no folder of anybody's machine.
+        """
+        return self._as_text(lambda value: Path(value).name if _is_path(value) else value)
 
     @property
     def max_tokens(self) -> int | None:
@@ -101,7 +105,12 @@ class Scorer:
         return None
 
     def to(self, device: str) -> Scorer:
-        """The same scorer, to compute on this device ("cpu", "cuda", "cuda:1", "mps")."""
+        """The same scorer, to compute on this device ("cpu", "cuda", "cuda:1", "mps").
+
+        What it had loaded elsewhere it lets go of.
+        """
+        if device != self.device:
+            self.close()
         object.__setattr__(self, "_device", device)
         return self
 
@@ -134,8 +143,11 @@ class Scorer:
 
     def to_text(self) -> str:
         """The form that `parse_scorer` reads: `kind` or `kind:option=value,option=value`."""
+        return self._as_text(lambda value: value)
+
+    def _as_text(self, shown: Callable[[str], str]) -> str:
         options = [
-            f"{field.name}={_text(getattr(self, field.name))}"
+            f"{field.name}={shown(_text(getattr(self, field.name)))}"
             for field in dataclasses.fields(self)  # type: ignore[arg-type]
             if getattr(self, field.name) != field.default
         ]
@@ -203,3 +215,7 @@ def _value(text: str) -> Any:
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_path(value: str) -> bool:
+    return "/" in value and Path(value).expanduser().exists()

@@ -152,7 +152,10 @@ def _hub(source: str, file: str | None, download: bool) -> Path:
         if file is None:
             return Path(
                 snapshot_download(
-                    source, allow_patterns=_FOLDER_FILES, local_files_only=not download
+                    source,
+                    allow_patterns=_FOLDER_FILES,
+                    ignore_patterns=["open_clip_*"],  # the same weights again, in another layout
+                    local_files_only=not download,
                 )
             )
         return Path(hf_hub_download(source, file, local_files_only=not download))

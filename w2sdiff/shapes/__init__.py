@@ -24,6 +24,7 @@ __all__ = [
     "evaluation_captions",
     "judge",
     "judge_all",
+    "judge_path",
     "lora_path",
     "parse",
     "weak_path",
@@ -84,3 +85,15 @@ def lora_path(name: str, lora: str) -> Path:
     if lora not in files:
         raise unknown(f"LoRA of {name}", lora, sorted(files))
     return files[lora]
+
+
+def judge_path(name: str = "shapes-clip") -> Path:
+    """Return the folder of an embedded judge: a stock open_clip folder.
+
+    `open_clip.create_model_and_transforms(f"local-dir:{folder}")` reads it. Raises `InputError`
+    with the nearest names if there is none of this name.
+    """
+    names = sorted(file.parent.name for file in _CHECKPOINTS.glob("*/open_clip_config.json"))
+    if name not in names:
+        raise unknown("embedded judge", name, names)
+    return _CHECKPOINTS / name
