@@ -127,7 +127,7 @@ def test_what_is_missing_failed_flagged_or_no_number_is_left_out_and_counted():
             return dataclasses.replace(sample, flags=("of one colour",))
         if (sample.arm, sample.prompt) == (0, 3):
             broken = {**sample.scores, "shapes": math.nan, "aesthetic": math.inf}
-            return dataclasses.replace(sample, scores=broken)
+            return dataclasses.replace(sample, scores=broken, flags=("shapes: not a number",))
         return sample
 
     results = dataclasses.replace(results, samples=tuple(map(changed, results.samples)))
@@ -135,7 +135,7 @@ def test_what_is_missing_failed_flagged_or_no_number_is_left_out_and_counted():
     excluded = {one.scorer: one.excluded for one in analysis.comparisons}
     assert excluded == {"hpsv2.1": 3, "aesthetic": 4, "shapes": 4, "saturation": 3}
     plain, w2sd = analysis.cell("plain", "hpsv2.1"), analysis.cell("w2sd", "hpsv2.1")
-    assert (plain.prompts, plain.failed, plain.missing, plain.flagged) == (29, 1, 0, 0)
+    assert (plain.prompts, plain.failed, plain.missing, plain.flagged) == (29, 1, 0, 1)
     assert (w2sd.prompts, w2sd.failed, w2sd.missing, w2sd.flagged) == (28, 0, 1, 1)
     assert math.isfinite(analysis.cell("plain", "aesthetic").mean)
 

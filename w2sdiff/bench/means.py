@@ -22,10 +22,16 @@ Row: TypeAlias = NDArray[np.float64]
 
 
 def usable(results: Results) -> dict[str, Row]:
-    """Scorer -> scores [arms, prompts, replicates]; NaN where missing, failed or flagged."""
+    """Scorer -> scores [arms, prompts, replicates]; NaN where missing, failed or flagged.
+
+    A flag that begins with a scorer's name and a colon says why there is no such score; the others
+    stand. Any other flag is about the picture, and takes it out of every figure.
+    """
+    about_scores = tuple(f"{scorer.name}: " for scorer in results.scorers)
     flagged = np.zeros((len(results.arms), len(results.prompts), results.replicates), dtype=bool)
     for sample in results.samples:
-        flagged[sample.arm, sample.prompt, sample.replicate] = bool(sample.flags)
+        odd = any(not flag.startswith(about_scores) for flag in sample.flags)
+        flagged[sample.arm, sample.prompt, sample.replicate] = odd
     return {
         name: np.where(np.isfinite(values) & ~flagged, values, np.nan)
         for name, values in results.values.items()
