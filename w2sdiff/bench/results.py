@@ -95,7 +95,9 @@ class Sample:
         sha256: of the image file.
         seed: of its start noise.
         noise: sha256 of its start noise; equal for the arms of one prompt and replicate.
-        flags: what is odd about it, in words: "of one colour", "same picture as ...", ...
+        flags: what is odd about it, in words: "of one colour", "same picture as ...", ... One that
+            begins with "SCORER: " is about that score; any other keeps the picture out of every
+            figure.
         reason: why it failed.
         scores: scorer name -> score; a scorer that gave none, or no number, is absent.
         truncated: names of the scorers that read only the beginning of its prompt.

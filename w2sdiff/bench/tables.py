@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from w2sdiff.bench.analysis import Analysis, Cell, Difference
     from w2sdiff.bench.results import ArmFacts, Results
 
-__all__ = ["write_summary"]
+__all__ = ["plain_json", "write_summary"]
 
 _Row = Mapping[str, Any]
 
@@ -72,7 +72,7 @@ def _json(results: Results, analysis: Analysis) -> str:
         "scorers": [_without(scorer, "fingerprint") for scorer in results.scorers],
         **dataclasses.asdict(analysis),
     }
-    return json.dumps(_plain(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(plain_json(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _prompts(results: Results) -> dict[str, Any]:
@@ -96,14 +96,21 @@ def _without(value: Any, name: str) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """The same with every float rounded, and null for what is not a number."""
+def plain_json(value: Any) -> Any:
+    """A value as JSON, every float rounded to six digits, null for what is no number.
+
+    Example:
+        >>> plain_json({"p": 0.123456789, "interval": (float("nan"), 1)})
+        {'p': 0.123457, 'interval': [None, 1]}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, float):
         return _round(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): plain_json(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain_json(part) for part in value]
     return value
 
 
@@ -161,4 +168,4 @@ def _csv(rows: Iterable[_Row]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, str):
         return safe_cell(value)
-    return _plain(value)
+    return plain_json(value)
