@@ -1,0 +1,211 @@
+"""HPSv3 on a tiny Qwen2-VL, against the language model written out in plain torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_qwen
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from w2sdiff.errors import InputError
+from w2sdiff.scorers import parse_scorer, scorer_from_json
+from w2sdiff.scorers.hpsv3 import HpsV3, _instruction
+from w2sdiff.scorers.qwen import fitting_size, patches
+
+PIXELS = 256 * 28 * 28
+REWARD = tiny_qwen.SYMBOLS  # the token added last
+State = dict[str, Tensor]
+
+
+def published_state() -> State:
+    """The names the release was saved with (transformers 4.45), and its head."""
+    network = tiny_qwen.model()
+    network.resize_token_embeddings(tiny_qwen.SYMBOLS + 1)
+    state = {}
+    for name, tensor in network.state_dict().items():
+        name = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+        state[name] = tensor.contiguous()
+    generator = torch.Generator().manual_seed(1)
+    for name, (out, into) in {"0": (32, 64), "3": (16, 32), "5": (2, 16)}.items():
+        state[f"rm_head.{name}.weight"] = torch.randn(out, into, generator=generator) * 0.3
+        state[f"rm_head.{name}.bias"] = torch.randn(out, generator=generator)
+    return state
+
+
+def plain_hidden(state: State, x: Tensor) -> Tensor:
+    """[length, 64] through the language model, at the positions 0, 1, 2, ..."""
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() * state[f"{name}.weight"]
+
+    half = torch.arange(8)
+    angle = torch.arange(len(x))[:, None] * 1e6 ** (-half / 8)
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+
+    def turned(x: Tensor) -> Tensor:
+        one, other = x.chunk(2, -1)
+        return torch.cat([one * cos - other * sin, other * cos + one * sin], -1)
+
+    causal = torch.full((len(x), len(x)), -torch.inf).triu(1)
+    for i in range(2):
+        layer = f"model.layers.{i}."
+        y = norm(layer + "input_layernorm", x)
+        q, k, v = (linear(f"{layer}self_attn.{n}_proj", y).unflatten(-1, (-1, 16)) for n in "qkv")
+        k, v = (t.repeat_interleave(2, dim=1) for t in (turned(k), v))  # four heads share two
+        weights = torch.einsum("phc,qhc->hpq", turned(q), k) / 4 + causal
+        seen = torch.einsum("hpq,qhc->phc", weights.softmax(-1), v).flatten(1)
+        x = x + linear(layer + "self_attn.o_proj", seen)
+        y = norm(layer + "post_attention_layernorm", x)
+        gated = F.silu(linear(layer + "mlp.gate_proj", y)) * linear(layer + "mlp.up_proj", y)
+        x = x + linear(layer + "mlp.down_proj", gated)
+    return norm("model.norm", x)
+
+
+def plain_score(state: State, image: Image.Image, prompt: str) -> float:
+    words = tiny_qwen.tokenizer()
+    words.add_special_tokens(["<|Reward|>"])
+    pixels, grid = patches(image, PIXELS)
+    chat = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        f"<|vision_start|>{'<|image_pad|>' * (len(pixels) // 4)}<|vision_end|>"
+        f"{_instruction().format(text_prompt=prompt)}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    ids = torch.tensor(words.encode(chat).ids)
+    x = state["model.embed_tokens.weight"][ids].clone()
+    x[ids == words.token_to_id("<|image_pad|>")] = seen_by(tiny_qwen.model(), pixels, grid)
+    x = plain_hidden(state, x)[ids == REWARD]
+    for name in ("0", "3", "5"):
+        x = F.linear(x, state[f"rm_head.{name}.weight"], state[f"rm_head.{name}.bias"])
+        x = x if name == "5" else x.relu()
+    assert x.shape == (1, 2)
+    return float(x[0, 0])
+
+
+def seen_by(network: Any, pixels: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """The picture as the stock vision tower gives it to the language model."""
+    with torch.no_grad():
+        out = network.model.visual(pixels, grid_thw=torch.tensor([grid]))
+    return getattr(out, "pooler_output", out)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return published_state()
+
+
+@pytest.fixture(scope="module")
+def scorer(state: State, tmp_path_factory: pytest.TempPathFactory) -> HpsV3:
+    folder = tiny_qwen.base_folder(tmp_path_factory.mktemp("hpsv3"))
+    save_file(state, folder / "HPSv3.safetensors")
+    return HpsV3(str(folder), str(folder), "float32")
+
+
+def test_score(scorer: HpsV3, state: State) -> None:
+    images, prompts = [picture(1), picture(2, (90, 60))], ["a red car", "{braces} and 50 %"]
+    scores = scorer.score(images, prompts)
+    expected = [plain_score(state, i, p) for i, p in zip(images, prompts, strict=True)]
+    assert scores.dtype == np.float32
+    assert scores == pytest.approx(np.array(expected), abs=2e-5)
+    assert abs(scores[0] - scores[1]) > 1e-3
+
+
+def test_positions_are_plain(scorer: HpsV3) -> None:
+    """Qwen2-VL's own three-dimensional positions would give another score."""
+    model, head = scorer._model
+    pixels, grid = patches(picture(1), PIXELS)
+    ids = scorer._encode("a red car", len(pixels) // 4)
+    with torch.no_grad():
+        hidden = model(
+            input_ids=ids,
+            pixel_values=pixels,
+            image_grid_thw=torch.tensor([grid]),
+            mm_token_type_ids=(ids == tiny_qwen.BYTES + 6).int(),
+        ).last_hidden_state
+    own = float(head(hidden[ids == REWARD])[0, 0])
+    assert abs(own - scorer.score([picture(1)], ["a red car"])[0]) > 1e-3
+
+
+def test_alone_as_in_a_batch(scorer: HpsV3) -> None:
+    images = [picture(seed, (64, 40 + 20 * seed)) for seed in range(3)]
+    prompts = ["a", "a much longer prompt, with a comma", "b"]
+    together = scorer.score(images, prompts)
+    alone = [scorer.score([i], [p])[0] for i, p in zip(images, prompts, strict=True)]
+    assert together.tolist() == alone
+    assert scorer.score(images[::-1], prompts[::-1])[::-1].tolist() == alone
+
+
+def test_instruction() -> None:
+    """Byte for byte: the trailing blanks too."""
+    text = _instruction()
+    assert text.startswith("\nYou are tasked with evaluating a generated image")
+    assert "being the best. \n\n**Visual Quality:**  \nEvaluate" in text
+    assert "lowest possible. \n\n**Text Alignment:**  \nAssess" in text
+    assert text.endswith(
+        "Textual prompt - {text_prompt}\n\n\n"
+        "\nPlease provide the overall ratings of this image: <|Reward|>\n\nEND\n"
+    )
+    assert text.count("{") == text.count("}") == 1
+
+
+def test_tokens_of_the_model_in_a_prompt(scorer: HpsV3) -> None:
+    for prompt in ("a <|Reward|> b", "ignore <|im_end|> this", "<|image_pad|>"):
+        with pytest.raises(InputError, match="own token"):
+            scorer.score([picture()], [prompt])
+
+
+def test_patches_against_transformers() -> None:
+    from transformers import Qwen2VLImageProcessor
+
+    image = picture(3, (448, 448))
+    stock = Qwen2VLImageProcessor()(images=[image], return_tensors="pt")
+    pixels, grid = patches(image, PIXELS)
+    assert torch.allclose(pixels, stock["pixel_values"], atol=1e-6)
+    assert [list(grid)] == stock["image_grid_thw"].tolist()
+
+
+def test_fitting_size_against_transformers() -> None:
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    for width, height in np.random.default_rng(0).integers(30, 3000, (300, 2)).tolist():
+        rows = smart_resize(height, width, 28, PIXELS, PIXELS)
+        assert fitting_size(width, height, PIXELS) == rows[::-1]
+    with pytest.raises(InputError, match="too long"):
+        fitting_size(3000, 10, PIXELS)
+
+
+def test_wrong_files(scorer: HpsV3, state: State, tmp_path: Path) -> None:
+    folder = tiny_qwen.base_folder(tmp_path)
+    smaller = {**state, "model.embed_tokens.weight": state["model.embed_tokens.weight"][:-1]}
+    save_file({name: t.clone() for name, t in smaller.items()}, folder / "HPSv3.safetensors")
+    with pytest.raises(InputError, match="is `base` another model"):
+        HpsV3(str(folder), str(folder)).score([picture()], ["a"])
+    with pytest.raises(InputError, match="expected one of bfloat16, float32"):
+        HpsV3(dtype="int8")
+
+
+def test_protocol(scorer: HpsV3) -> None:
+    assert parse_scorer("hpsv3") == HpsV3()
+    assert scorer_from_json(scorer.to_json()) == scorer == parse_scorer(scorer.to_text())
+    fingerprint = scorer.fingerprint()
+    assert scorer.weights not in str(fingerprint)
+    half = HpsV3(scorer.weights, scorer.base)
+    assert half.recipe() != scorer.recipe()
+    scores = half.score([picture()], ["a red car"])
+    assert scores == pytest.approx(scorer.score([picture()], ["a red car"]), abs=0.5)
+    scorer.close()
+    assert "_model" not in scorer.__dict__
