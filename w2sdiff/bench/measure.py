@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from w2sdiff.bench.design import Design
@@ -17,7 +17,7 @@ from w2sdiff.generate import Shot, cfg_scale
 from w2sdiff.jobs import Done, Failed, Item, Ledger, Task, run_local
 from w2sdiff.methods import Plain
 
-__all__ = ["known_strengths", "measured_strengths", "with_rivals"]
+__all__ = ["guided", "known_strengths", "measured_strengths", "with_rivals"]
 
 PICTURES = 8
 """How many prompts an arm's strength is measured on; its standard error is kept beside it."""
@@ -39,7 +39,9 @@ def measured_strengths(
     Returns:
         Name of the arm -> its scale; absent for an arm whose scale is not defined here.
     """
-    tasks = {task.key: (arm, task) for arm in _guided(experiment) for task in [_task(arm, design)]}
+    tasks = {
+        task.key: (arm, task) for arm in guided(experiment.arms) for task in [_task(arm, design)]
+    }
     arms = {key: arm for key, (arm, _) in tasks.items()}
     if not tasks:
         return {}
@@ -69,7 +71,7 @@ def known_strengths(
 ) -> dict[str, float]:
     """The strengths that were measured already."""
     found = {}
-    for arm in _guided(experiment):
+    for arm in guided(experiment.arms):
         record = ledger.get(_task(arm, design).key)
         if record is None:
             continue
@@ -98,11 +100,11 @@ def with_rivals(experiment: Experiment, strengths: Mapping[str, float], watch: W
     return dataclasses.replace(experiment, arms=tuple(arms))
 
 
-def _guided(experiment: Experiment) -> list[Arm]:
+def guided(arms: Sequence[Arm]) -> list[Arm]:
     """The arms whose strength has to be measured: not plain, on a pipeline that guides."""
     return [
         arm
-        for arm in experiment.arms
+        for arm in arms
         if not isinstance(arm.method, Plain) and cfg_scale(arm.model, arm.settings) > 1
     ]
 

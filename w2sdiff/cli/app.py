@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import w2sdiff
+from w2sdiff.cli.bench import EPILOG as BENCH_EPILOG
 from w2sdiff.cli.bench import bench
 from w2sdiff.cli.compare import compare
 from w2sdiff.cli.generate import EPILOG, generate
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 app.command("generate", epilog=EPILOG)(generate)
 app.command("rerun")(rerun)
-app.command("bench")(bench)
+app.command("bench", epilog=BENCH_EPILOG)(bench)
 app.command("score")(score)
 app.command("report")(report)
 app.command("compare")(compare)
