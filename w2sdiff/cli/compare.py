@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 _FOLDER = "A run of `bench`, or a folder that `score` has scored; FOLDER:ARM if it has several."
-    "A run folder of `bench` or a folder that `score` has scored; FOLDER:ARM if it has several."
-)
 
 
 def compare(
