@@ -28,14 +28,13 @@ __all__ = ["CONFIG", "NAME", "POOL_SIZE", "SCHEDULE", "build", "export_clip", "t
 
 NAME = "shapes-clip"
 SCHEDULE = Schedule(
-    steps=1800,
+    steps=1300,
     batch=64,
     lr=1.5e-3,
     warmup=100,
     cooldown=0.4,
     ema=0.995,
     muon="model.visual.transformer",
-    keep_every=300,
 )
 POOL_SIZE = 12_288
 POOL_SEED = 501
