@@ -68,7 +68,9 @@ def side_by_side(first: Side, second: Side, scorers: Sequence[str] = ()) -> Resu
     folder = Path(os.path.commonpath([side.results.folder.absolute() for side in sides]))
     replicates = max(side.results.replicates for side in sides)
     found = {
-        (arm, places[side.results.prompts[one.prompt].id], one.replicate): _moved(one, side, folder)
+        (arm, places[side.results.prompts[one.prompt].id], one.replicate): _moved(
+            one, side, folder, chosen
+        )
         for arm, side in enumerate(sides)
         for one in side.results.samples
         if one.arm == side.index
@@ -178,12 +180,21 @@ def _prompts(sides: Iterable[Side]) -> Mapping[str, PromptFacts]:
     return found
 
 
-def _moved(sample: Sample, side: Side, folder: Path) -> Sample:
-    """The same, its picture named from another folder."""
-    if sample.image is None:
-        return sample
-    place = side.results.folder.absolute() / sample.image
-    return replace(sample, image=Path(os.path.relpath(place, folder)).as_posix())
+def _moved(sample: Sample, side: Side, folder: Path, scorers: Iterable[ScorerFacts]) -> Sample:
+    """The same, its picture named from another folder, without what other scorers said."""
+    names = {scorer.name for scorer in scorers}
+    others = tuple(f"{one.name}: " for one in side.results.scorers if one.name not in names)
+    image = sample.image
+    if image is not None:
+        place = side.results.folder.absolute() / image
+        image = Path(os.path.relpath(place, folder)).as_posix()
+    return replace(
+        sample,
+        image=image,
+        scores={name: score for name, score in sample.scores.items() if name in names},
+        truncated=tuple(name for name in sample.truncated if name in names),
+        flags=tuple(flag for flag in sample.flags if not flag.startswith(others)),
+    )
 
 
 def _listed(names: Iterable[str]) -> str:
