@@ -3,6 +3,7 @@
 Each actor builds its own `Job` once, so that a model is loaded once per actor, and runs one task
 after the other against the same ledger, in a folder that all machines see. An actor that dies is
 replaced by Ray, and what it had in hand is made again; what it had finished is found in the ledger.
+A task whose actor dies every time has failed, and the rest goes on.
 
 Without a cluster it starts one on this machine and ends it again; with ``RAY_ADDRESS`` set, or in a
 program that has called ``ray.init``, it uses that one and leaves it running.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,12 +22,13 @@ from typing import Any
 from w2sdiff import errors
 from w2sdiff.errors import InputError, W2SDiffError
 from w2sdiff.jobs.local import Event, Job, Summary, run_local
-from w2sdiff.jobs.values import Record
+from w2sdiff.jobs.values import Done, Failed, Record, Task
 
 __all__ = ["run_ray"]
 
-_RETRIES = 3  # of a task whose actor died: one that kills every actor must not do so for ever
+_TRIES = 3  # of a task whose actor dies; after that it has failed, or it would kill for ever
 _BLOCKS = 2000  # at most so many are on their way; with more tasks than that, each holds several
+_NO_BARS = "ray.data._internal.progress"  # it would say that there are no progress bars
 _STORE = 100 * 2**20  # bytes of shared memory; only numbers and records travel
 
 
@@ -52,8 +55,7 @@ def run_ray(
 
     Raises:
         InputError: Ray is not installed, or `workers` is less than 1.
-        W2SDiffError: raised by `Job.work` or by a folder that cannot be written, or a task killed
-            its actor again and again.
+        W2SDiffError: raised by `Job.work` or by a folder that cannot be written, or Ray gave up.
     """
     if workers < 1:
         raise InputError(f"expected at least 1 worker, got {workers}")
@@ -73,10 +75,12 @@ def run_ray(
     if not waiting or stopping():
         return summary
 
-    with _cluster(workers, resources or {}) as ray:
-        stop = ray.remote(num_cpus=0)(_Stop).remote()
-        asked = False
-        for answer in _answers(ray, waiting, workers, resources or {}, (make_job, stop)):
+    with _cluster(workers, resources or {}) as ray, job.ledger:
+        # It holds no state worth losing the run for: should it die, Ray starts it again.
+        watch = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Watch).remote()
+        answered: set[int] = set()
+        begun: set[int] | None = None  # every task that was, once the run is to stop
+        for answer in _answers(ray, waiting, workers, resources or {}, (make_job, watch)):
             if "error" in answer:
                 name, text = answer["error"]
                 raise getattr(errors, name, W2SDiffError)(text)
@@ -84,54 +88,89 @@ def run_ray(
             for item, (kind, text) in zip(items, answer["events"], strict=False):
                 summary.left -= 1
                 tell(Event(kind, item, Record.from_json(text)))
-            if not asked and stopping():
-                asked = True
-                stop.ask.remote()
+            answered.add(answer["number"])
+            if begun is None and stopping():
+                begun = set(ray.get(watch.stop.remote()))
+            if begun is not None and begun <= answered:
+                break
     return summary
 
 
-class _Stop:
-    """An actor that knows whether to go on; in a run there is one."""
+class _Watch:
+    """The actor that all others ask before a task: may it be made, and has it killed somebody?"""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._begun: dict[int, int] = {}
+        self._stopped = False
 
-    def ask(self) -> None:
-        self._asked = True
+    def stop(self) -> list[int]:
+        """Let no further task begin; returns those that ever were."""
+        self._stopped = True
+        return list(self._begun)
 
-    def asked(self) -> bool:
-        return self._asked
+    def stopped(self) -> bool:
+        return self._stopped
+
+    def begin(self, number: int) -> int | None:
+        """How often this task was begun in vain; None if it shall not begin."""
+        if self._stopped:
+            return None
+        before = self._begun.get(number, 0)
+        self._begun[number] = before + 1
+        return before
+
+    def end(self, number: int) -> None:
+        self._begun[number] = 0
 
 
 class _Worker:
-    """What an actor does: its own job, and one task of it per row."""
+    """What an actor does: it builds a job of its own, and makes one task of it per row."""
 
-    def __init__(self, make_job: Callable[[], Job], stop: Any) -> None:
+    def __init__(self, make_job: Callable[[], Job], watch: Any) -> None:
         self._job = make_job()
-        self._stop = stop
+        self._watch = watch
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        number, events = int(row["item"]), []
+        number = int(row["item"])
+        deaths = self._ask("begin", number)
+        answer: dict[str, Any] = {"number": number, "events": []}
+        if deaths is not None:
+            try:
+                answer["events"] = self._make(number, deaths)
+            except W2SDiffError as error:
+                answer["error"] = [type(error).__name__, str(error)]
+            self._ask("end", number)
+        return {"answer": json.dumps(answer)}
+
+    def _make(self, number: int, deaths: int) -> list[tuple[str, str]]:
+        """What became of each item of a task that killed so many actors, and its record."""
+        events: list[tuple[str, str]] = []
 
         def tell(event: Event) -> None:
             # It was not there when the run began: another process made it, or a dead actor did.
             kind = "elsewhere" if event.kind == "found" else event.kind
             events.append((kind, event.record.to_json()))
 
-        answer: dict[str, Any] = {"number": number, "events": events}
-        try:
-            tasks = [self._job.tasks[number]]
-            run_local(
-                self._job.ledger, tasks, self._job.work, on_event=tell, stopping=self._stopping
+        def work(task: Task) -> Sequence[Done | Failed]:
+            if deaths < _TRIES:
+                return self._job.work(task)
+            return [Failed(f"the process that was making it died, {deaths} times")] * len(
+                task.items
             )
-        except W2SDiffError as error:
-            answer = {"error": [type(error).__name__, str(error)]}
-        return {"answer": json.dumps(answer)}
 
-    def _stopping(self) -> bool:
+        run_local(
+            self._job.ledger,
+            [self._job.tasks[number]],
+            work,
+            on_event=tell,
+            stopping=lambda: self._ask("stopped"),
+        )
+        return events
+
+    def _ask(self, question: str, *arguments: int) -> Any:
         import ray
 
-        return bool(ray.get(self._stop.asked.remote()))
+        return ray.get(getattr(self._watch, question).remote(*arguments))
 
 
 def _answers(
@@ -141,15 +180,13 @@ def _answers(
     resources: Mapping[str, float],
     arguments: tuple[Any, ...],
 ) -> Iterator[dict[str, Any]]:
-    """What the actors say of each task, as it comes."""
+    """What the actors say of each task, as it comes; a dead actor's task is given out again."""
     rows = ray.data.from_items(list(numbers), override_num_blocks=min(len(numbers), _BLOCKS))
     answers = rows.map(
         _Worker,
         fn_constructor_args=arguments,
         # One block at a time: nothing waits behind a long task while another actor is idle.
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-        max_restarts=-1,
-        max_task_retries=_RETRIES,
         **resources,
     )
     try:
@@ -157,17 +194,18 @@ def _answers(
             yield from map(json.loads, batch["answer"])
     except ray.exceptions.RayError as error:
         raise W2SDiffError(
-            f"Ray gave up: {_last_line(error)}; what is finished is kept, run it again to go on"
+            f"Ray gave up ({_last_line(error)}); what is finished is kept: run it again to go on"
         ) from error
 
 
 def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 @contextmanager
 def _cluster(workers: int, resources: Mapping[str, float]) -> Iterator[Any]:
     """Ray with a cluster, and with its progress bars and notes switched off meanwhile."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     try:
         import ray
         import ray.data
@@ -179,26 +217,33 @@ def _cluster(workers: int, resources: Mapping[str, float]) -> Iterator[Any]:
     if own and os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     elif own:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-        cpus = workers * max(1, round(resources.get("num_cpus", 1)))
+        cpus = workers * math.ceil(resources.get("num_cpus", 1)) + 1
         ray.init(
             address="local",
-            num_cpus=cpus + 1,
+            num_cpus=cpus,
             object_store_memory=_STORE,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
         )
     context = ray.data.DataContext.get_current()
     before = context.enable_progress_bars, context.print_on_execution_start
     context.enable_progress_bars = context.print_on_execution_start = False
-    log = logging.getLogger("ray.data")
-    level = log.level
-    log.setLevel(logging.WARNING)
     try:
-        yield ray
+        with _at_least(logging.WARNING, "ray.data"), _at_least(logging.ERROR, _NO_BARS):
+            yield ray
     finally:
-        log.setLevel(level)
         context.enable_progress_bars, context.print_on_execution_start = before
         if own:
             ray.shutdown()
+
+
+@contextmanager
+def _at_least(level: int, name: str) -> Iterator[None]:
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
