@@ -52,7 +52,8 @@ class ArmEntry:
         recipe, settings = arm.recipe, arm.settings
         facts = ArmFacts(
             name=arm.name,
-            text=described(arm),
+            # A checkpoint of the model's own is the same one wherever the model's folder is.
+            text=described(arm).replace(f"{arm.model.folder}/", ""),
             steps=settings.steps,
             guidance=settings.guidance,
             evaluations=arm.evaluations,

@@ -142,7 +142,7 @@ def run_experiment(
         if shard is not None or not conclude:
             return Outcome(drawn, scored)
         watch.phase("reporting", 0)
-        results = read_results(run)
+        results = _with_votes(read_results(run))
         analysis = analyse(results)
         with images.hold("report") as held:
             files = _write(results, analysis, run, report=report) if held else ()
@@ -206,6 +206,13 @@ def _score(
     )
     other = score_groups(groups, grouped, scores, on_event=watch.event, stopping=watch.stopping)
     return Summary(**{name: count + getattr(other, name) for name, count in asdict(one).items()})
+
+
+def _with_votes(results: Results) -> Results:
+    """With the votes that people left in the folder, as `report` has them."""
+    from w2sdiff.bench.report import fold_votes, read_votes
+
+    return fold_votes(results, read_votes(results.folder))
 
 
 def _write(results: Results, analysis: Analysis, run: Path, *, report: bool) -> tuple[Path, ...]:
