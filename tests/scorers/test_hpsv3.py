@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from w2sdiff.errors import InputError
 from w2sdiff.scorers import parse_scorer, scorer_from_json
-from w2sdiff.scorers.hpsv3 import HpsV3, _instruction
+from w2sdiff.scorers.hpsv3 import HPSv3, _instruction
 from w2sdiff.scorers.qwen import fitting_size, patches
 
 PIXELS = 256 * 28 * 28
@@ -109,13 +109,13 @@ def state() -> State:
 
 
 @pytest.fixture(scope="module")
-def scorer(state: State, tmp_path_factory: pytest.TempPathFactory) -> HpsV3:
+def scorer(state: State, tmp_path_factory: pytest.TempPathFactory) -> HPSv3:
     folder = tiny_qwen.base_folder(tmp_path_factory.mktemp("hpsv3"))
     save_file(state, folder / "HPSv3.safetensors")
-    return HpsV3(str(folder), str(folder), "float32")
+    return HPSv3(str(folder), str(folder), "float32")
 
 
-def test_score(scorer: HpsV3, state: State) -> None:
+def test_score(scorer: HPSv3, state: State) -> None:
     images, prompts = [picture(1), picture(2, (90, 60))], ["a red car", "{braces} and 50 %"]
     scores = scorer.score(images, prompts)
     expected = [plain_score(state, i, p) for i, p in zip(images, prompts, strict=True)]
@@ -124,7 +124,7 @@ def test_score(scorer: HpsV3, state: State) -> None:
     assert abs(scores[0] - scores[1]) > 1e-3
 
 
-def test_positions_are_plain(scorer: HpsV3) -> None:
+def test_positions_are_plain(scorer: HPSv3) -> None:
     """Qwen2-VL's own three-dimensional positions would give another score."""
     model, head = scorer._model
     pixels, grid = patches(picture(1), PIXELS)
@@ -140,7 +140,7 @@ def test_positions_are_plain(scorer: HpsV3) -> None:
     assert abs(own - scorer.score([picture(1)], ["a red car"])[0]) > 1e-3
 
 
-def test_alone_as_in_a_batch(scorer: HpsV3) -> None:
+def test_alone_as_in_a_batch(scorer: HPSv3) -> None:
     images = [picture(seed, (64, 40 + 20 * seed)) for seed in range(3)]
     prompts = ["a", "a much longer prompt, with a comma", "b"]
     together = scorer.score(images, prompts)
@@ -162,7 +162,7 @@ def test_instruction() -> None:
     assert text.count("{") == text.count("}") == 1
 
 
-def test_tokens_of_the_model_in_a_prompt(scorer: HpsV3) -> None:
+def test_tokens_of_the_model_in_a_prompt(scorer: HPSv3) -> None:
     for prompt in ("a <|Reward|> b", "ignore <|im_end|> this", "<|image_pad|>"):
         with pytest.raises(InputError, match="own token"):
             scorer.score([picture()], [prompt])
@@ -188,22 +188,22 @@ def test_fitting_size_against_transformers() -> None:
         fitting_size(3000, 10, PIXELS)
 
 
-def test_wrong_files(scorer: HpsV3, state: State, tmp_path: Path) -> None:
+def test_wrong_files(scorer: HPSv3, state: State, tmp_path: Path) -> None:
     folder = tiny_qwen.base_folder(tmp_path)
     smaller = {**state, "model.embed_tokens.weight": state["model.embed_tokens.weight"][:-1]}
     save_file({name: t.clone() for name, t in smaller.items()}, folder / "HPSv3.safetensors")
     with pytest.raises(InputError, match="is `base` another model"):
-        HpsV3(str(folder), str(folder)).score([picture()], ["a"])
+        HPSv3(str(folder), str(folder)).score([picture()], ["a"])
     with pytest.raises(InputError, match="expected one of bfloat16, float32"):
-        HpsV3(dtype="int8")
+        HPSv3(dtype="int8")
 
 
-def test_protocol(scorer: HpsV3) -> None:
-    assert parse_scorer("hpsv3") == HpsV3()
+def test_protocol(scorer: HPSv3) -> None:
+    assert parse_scorer("hpsv3") == HPSv3()
     assert scorer_from_json(scorer.to_json()) == scorer == parse_scorer(scorer.to_text())
     fingerprint = scorer.fingerprint()
     assert scorer.weights not in str(fingerprint)
-    half = HpsV3(scorer.weights, scorer.base)
+    half = HPSv3(scorer.weights, scorer.base)
     assert half.recipe() != scorer.recipe()
     scores = half.score([picture()], ["a red car"])
     assert scores == pytest.approx(scorer.score([picture()], ["a red car"]), abs=0.5)

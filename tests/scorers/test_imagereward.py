@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from w2sdiff.errors import InputError
 from w2sdiff.scorers import blip, parse_scorer, scorer_from_json
-from w2sdiff.scorers.blip import affine_head, text_tower, vision_tower
+from w2sdiff.scorers.aesthetic import affine
+from w2sdiff.scorers.blip import text_tower, vision_tower
 from w2sdiff.scorers.imagereward import ImageReward
 from w2sdiff.scorers.preprocess import normalise, resize_crop
+from w2sdiff.scorers.tensors import part
 
 VISION, TEXT, PATCH, SIZE, LAYERS = 192, 128, 16, 48, 2
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle", "##s", ","]
@@ -65,8 +67,8 @@ def published_state(seed: int = 0) -> State:
     for i in range(LAYERS):
         layer = f"{text}encoder.layer.{i}."
         for kind, source in (("attention", TEXT), ("crossattention", VISION)):
-            for part, into in (("query", TEXT), ("key", source), ("value", source)):
-                linear(f"{layer}{kind}.self.{part}", TEXT, into)
+            for name, into in (("query", TEXT), ("key", source), ("value", source)):
+                linear(f"{layer}{kind}.self.{name}", TEXT, into)
             linear(f"{layer}{kind}.output.dense", TEXT, TEXT)
             norm(f"{layer}{kind}.output.LayerNorm", TEXT)
         linear(layer + "intermediate.dense", 2 * TEXT, TEXT)
@@ -198,7 +200,7 @@ def test_twelve_heads_at_the_published_width() -> None:
 
 def test_head_is_affine(state: State) -> None:
     cls = torch.randn(20, TEXT, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    weight, bias = affine_head(state)
+    weight, bias = affine(part(state, "mlp.layers."))
     exact = {name: value.double() for name, value in state.items() if name.startswith("mlp.")}
     assert torch.allclose(cls @ weight + bias, plain_head(exact, cls), atol=1e-14)
 
@@ -245,9 +247,7 @@ def test_long_prompts(scorer: ImageReward) -> None:
     scores = scorer.score([picture()] * 3, [long, other, late])
     assert abs(scores[0] - scores[1]) > 1e-4
     assert scores[0] == pytest.approx(scores[2], abs=1e-6)  # what lies behind the cut is not read
-    ids, mask = scorer._encode([long])
-    assert ids[0].tolist() == [2, *[5] * 33, 3]
-    assert mask.sum() == 35
+    assert scorer._words.encode([long])[0].tolist() == [2, *[5] * 33, 3]
 
 
 def test_wrong_weights(scorer: ImageReward, tmp_path: Path) -> None:

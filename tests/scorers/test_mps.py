@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from w2sdiff.errors import InputError
 from w2sdiff.scorers import parse_scorer, scorer_from_json
-from w2sdiff.scorers.mps import CONDITION, Mps
+from w2sdiff.scorers.mps import CONDITION, MPS
 from w2sdiff.scorers.preprocess import normalise, resize_crop
 
 TEXT, VISION, WIDTH, HEAD, HEADS = 32, 48, 24, 8, 3
@@ -201,13 +201,13 @@ def state() -> State:
 
 
 @pytest.fixture(scope="module")
-def scorer(state: State, tmp_path_factory: pytest.TempPathFactory) -> Mps:
+def scorer(state: State, tmp_path_factory: pytest.TempPathFactory) -> MPS:
     file = tmp_path_factory.mktemp("mps") / "model.safetensors"
     save_file(state, file)
-    return Mps(str(file))
+    return MPS(str(file))
 
 
-def test_score(scorer: Mps, state: State) -> None:
+def test_score(scorer: MPS, state: State) -> None:
     images = [picture(seed) for seed in range(4)]
     scores = scorer.score(images, PROMPTS)
     expected = [plain_score(state, i, p) for i, p in zip(images, PROMPTS, strict=True)]
@@ -217,7 +217,7 @@ def test_score(scorer: Mps, state: State) -> None:
     assert abs(plain_score(state, images[1], PROMPTS[1], 0.01) - expected[1]) > 1e-3
 
 
-def test_alone_as_in_a_batch(scorer: Mps, state: State) -> None:
+def test_alone_as_in_a_batch(scorer: MPS, state: State) -> None:
     """The published code divides by the largest similarity of the batch, and so mixes pictures."""
     images = [picture(seed) for seed in range(4)]
     alone = [scorer.score([i], [p])[0] for i, p in zip(images, PROMPTS, strict=True)]
@@ -231,7 +231,7 @@ def test_alone_as_in_a_batch(scorer: Mps, state: State) -> None:
     assert not torch.equal(mixed, torch.stack([n / n.max() > 0.3 for n in near]))
 
 
-def test_long_prompts(scorer: Mps) -> None:
+def test_long_prompts(scorer: MPS) -> None:
     """The end mark is kept: two long prompts differ; what lies behind the cut is not read."""
     assert scorer.max_tokens == 77
     assert scorer.tokens(["a red circle", "", "a " * 75, "a " * 76]) == [5, 2, 77, 78]
@@ -241,7 +241,7 @@ def test_long_prompts(scorer: Mps) -> None:
     assert scores[0] == pytest.approx(scores[2], abs=1e-5)
 
 
-def test_padding_does_not_eat_words(scorer: Mps) -> None:
+def test_padding_does_not_eat_words(scorer: MPS) -> None:
     """Token 0 is "!" within a word; only what follows the end mark is padding."""
     bpe = SimpleTokenizer()
     text = next(t for t in ("!^", "!~", "!@", "!§", "!{") if 0 in bpe.encode(t))
@@ -260,15 +260,15 @@ def test_padding_does_not_eat_words(scorer: Mps) -> None:
 def test_wrong_weights(state: State, tmp_path: Path) -> None:
     save_file({"visual.proj": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"no tensor is called cross_model\."):
-        Mps(str(tmp_path)).score([picture()], ["a"])
+        MPS(str(tmp_path)).score([picture()], ["a"])
     broken = {n: t for n, t in state.items() if "vision_model.post_layernorm" not in n}
     save_file(broken, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="not the weights of CLIPModel"):
-        Mps(str(tmp_path)).score([picture()], ["a"])
+        MPS(str(tmp_path)).score([picture()], ["a"])
 
 
-def test_protocol(scorer: Mps) -> None:
-    assert parse_scorer("mps") == Mps()
+def test_protocol(scorer: MPS) -> None:
+    assert parse_scorer("mps") == MPS()
     assert scorer_from_json(scorer.to_json()) == scorer == parse_scorer(scorer.to_text())
     assert scorer.weights not in str(scorer.fingerprint())
     before = scorer.score([picture()], ["a circle"])

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import colorsys
+import json
+from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from safetensors.torch import save_file
 
 from w2sdiff.errors import InputError
 from w2sdiff.scorers import SCORERS, parse_scorer
+from w2sdiff.scorers.clip import load_clip
+from w2sdiff.scorers.clip_files import find_clip
 from w2sdiff.scorers.colour import lab
 from w2sdiff.scorers.diversity import Diversity
 from w2sdiff.scorers.statistics import Clipping, Contrast, Saturation, Sharpness
@@ -153,3 +160,24 @@ def test_diversity_does_not_depend_on_order() -> None:
 def test_diversity_needs_two() -> None:
     with pytest.raises(InputError, match="two or more"):
         Diversity().score([flat(0)])
+
+
+def test_diversity_in_clip_features(tmp_path: Path) -> None:
+    """With a CLIP: mean over pairs of 100 (1 - cos), of the features that it gives."""
+    torch.manual_seed(0)
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"width": 16, "heads": 1, "layers": 1},
+    }
+    save_file(open_clip.CLIP(**config).state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    scorer = Diversity(str(tmp_path))
+    images = [noise(seed, 40, 32) for seed in range(3)]
+    seen = load_clip(find_clip(str(tmp_path))).image_features(images).double()
+    pairs = [100 * (1 - float(seen[i] @ seen[j])) for i, j in ((0, 1), (0, 2), (1, 2))]
+    scores = scorer.score(images)
+    assert scores == pytest.approx([sum(pairs) / 3] * 3, rel=1e-5)
+    assert scores[0] > 1e-3
+    assert scorer.recipe() != Diversity().recipe()
+    assert str(tmp_path) not in str(scorer.fingerprint())

@@ -13,7 +13,7 @@ from PIL import Image
 from w2sdiff.errors import InputError
 from w2sdiff.scorers import parse_scorer, scorer_from_json
 from w2sdiff.scorers.qwen import patches
-from w2sdiff.scorers.vqascore import VqaScore
+from w2sdiff.scorers.vqascore import VQAScore
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -46,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scorer(folder: Path) -> VqaScore:
-    return VqaScore(str(folder), "float32")
+def scorer(folder: Path) -> VQAScore:
+    return VQAScore(str(folder), "float32")
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
@@ -55,7 +55,7 @@ def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
     return Image.fromarray(values)
 
 
-def test_score(scorer: VqaScore) -> None:
+def test_score(scorer: VQAScore) -> None:
     """The chat written out by hand, one pass of the stock model, the byte "Y"."""
     image, prompt = picture(1), 'a sign that says "{yes}"'
     pixels, grid = patches(image, SIZE * SIZE)
@@ -89,7 +89,7 @@ def test_score(scorer: VqaScore) -> None:
     assert scores[0] != scores[1]
 
 
-def test_alone_as_in_a_batch(scorer: VqaScore) -> None:
+def test_alone_as_in_a_batch(scorer: VQAScore) -> None:
     images = [picture(seed, (SIZE, 56 * (1 + seed))) for seed in range(3)]
     prompts = ["a", "a longer prompt", "b"]
     alone = [scorer.score([i], [p])[0] for i, p in zip(images, prompts, strict=True)]
@@ -97,17 +97,17 @@ def test_alone_as_in_a_batch(scorer: VqaScore) -> None:
     assert scorer.score(images[::-1], prompts[::-1])[::-1].tolist() == alone
 
 
-def test_generation_settings_play_no_part(scorer: VqaScore, folder: Path) -> None:
+def test_generation_settings_play_no_part(scorer: VQAScore, folder: Path) -> None:
     before, recipe = scorer.score([picture()], ["a cat"]), scorer.recipe()
     settings = folder / "generation_config.json"
     settings.write_text('{"repetition_penalty": 1.9, "temperature": 0.1}')
-    again = VqaScore(str(folder), "float32")
+    again = VQAScore(str(folder), "float32")
     assert again.score([picture()], ["a cat"]) == before
     assert again.recipe() == recipe
 
 
-def test_protocol(scorer: VqaScore, tmp_path: Path) -> None:
-    assert parse_scorer(VqaScore().name) == VqaScore()
+def test_protocol(scorer: VQAScore, tmp_path: Path) -> None:
+    assert parse_scorer(VQAScore().name) == VQAScore()
     assert parse_scorer(scorer.name) == scorer == scorer_from_json(scorer.to_json())
     assert scorer.name.startswith("vqascore:model=")
     fingerprint = scorer.fingerprint()
@@ -115,8 +115,8 @@ def test_protocol(scorer: VqaScore, tmp_path: Path) -> None:
     assert "model.safetensors" in fingerprint["weights"]
     assert any("chat_template" in name for name in fingerprint["weights"])
     with pytest.raises(InputError, match=r"no config\.json"):
-        VqaScore(str(tmp_path)).fingerprint()
+        VQAScore(str(tmp_path)).fingerprint()
     with pytest.raises(InputError, match="expected one of"):
-        VqaScore(dtype="fp8")
+        VQAScore(dtype="fp8")
     scorer.close()
     assert "_model" not in scorer.__dict__

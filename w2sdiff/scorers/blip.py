@@ -15,7 +15,7 @@ from w2sdiff.scorers.tensors import count_layers, filled, part
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["affine_head", "text_tower", "vision_tower"]
+__all__ = ["text_tower", "vision_tower"]
 
 _HEAD_CHANNELS = 64
 _VISION_NAMES = {  # timm's names, as BLIP has them, to those of transformers
@@ -79,24 +79,6 @@ def text_tower(state: Mapping[str, Tensor]) -> Any:
         layer_norm_eps=1e-12,
     )
     return filled(BlipTextModel, config, tensors, add_pooling_layer=False).float()
-
-
-def affine_head(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The reward's five linear layers as the one affine map that they are: (weight [d], bias []).
-
-    There is no nonlinearity between them, so they multiply out; in float64.
-
-    Raises:
-        InputError: there are no such layers (`mlp.layers.*`).
-    """
-    tensors = part(state, "mlp.layers.")
-    names = sorted({int(key.split(".")[0]) for key in tensors})
-    weight = tensors[f"{names[0]}.weight"].double()
-    bias = tensors[f"{names[0]}.bias"].double()
-    for name in names[1:]:
-        layer = tensors[f"{name}.weight"].double()
-        weight, bias = layer @ weight, layer @ bias + tensors[f"{name}.bias"].double()
-    return weight[0], bias[0]
 
 
 def _vision_name(name: str) -> str:

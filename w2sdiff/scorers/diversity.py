@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from w2sdiff.scorers.colour import lab
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from w2sdiff.scorers.clip import Clip
+    from w2sdiff.scorers.clip_files import ClipFiles
+
 __all__ = ["Diversity"]
 
 _SIZE = 32
@@ -26,12 +30,16 @@ _SIZE = 32
 @SCORERS.register
 @dataclass(frozen=True)
 class Diversity(Scorer):
-    """Mean distance between the pictures of one prompt, in colour differences (ΔE*ab).
+    """Mean distance between the pictures of one prompt: in colour, or in the features of a CLIP.
 
-    mean over pairs i < j of mean over cells of |Lab_i - Lab_j|, where Lab is the CIELAB colour of
-    the 32x32 cells into which a picture is averaged (so layout and colour count, texture does
-    not). 0 for equal pictures, 100 between black and white. Guidance that is too strong makes the
-    pictures of a prompt alike; a low number beside good scores shows it.
+    Without a model: mean over pairs of mean over cells of |Lab_i - Lab_j|, where Lab is the CIELAB
+    colour of the 32x32 cells into which a picture is averaged (so layout and colour count, texture
+    does not); 0 for equal pictures, 100 between black and white. With a model: mean over pairs of
+    100 (1 - cos) of the picture features. Guidance that is too strong makes the pictures of a
+    prompt alike; a low number beside good scores shows it.
+
+    Args:
+        model: None, or a CLIP as `clipscore` names it ("shapes-clip", a folder, a hub id).
 
     Raises (from `score`):
         InputError: fewer than two pictures.
@@ -49,9 +57,18 @@ class Diversity(Scorer):
     expected = (5.0, 60.0)
     needs_prompt = False
     per_prompt = True
+    model: str | None = None
 
     def fingerprint(self) -> dict[str, Any]:
-        """The formula; there are no weights."""
+        """The formula, and the CLIP by content."""
+        if self.model is not None:
+            return {
+                "scorer": self.kind,
+                "weights": self._files.identity(),
+                "preprocessing": self._files.describe(),
+                "dtype": "float32, cosine float64",
+                "formula": "mean over pairs of 100 * (1 - cos)",
+            }
         return {
             "scorer": self.kind,
             "weights": {},
@@ -70,13 +87,27 @@ class Diversity(Scorer):
                 f"diversity compares the pictures of a prompt with each other; expected two or "
                 f"more (replicates), got {len(images)}"
             )
-        colours = [lab(_cells(image)) for image in images]
-        distances = [
-            float(np.linalg.norm(one - other, axis=-1).mean())
-            for one, other in itertools.combinations(colours, 2)
-        ]
+        pairs = itertools.combinations(range(len(images)), 2)
+        if self.model is None:
+            colours = [lab(_cells(image)) for image in images]
+            distances = [np.linalg.norm(colours[i] - colours[j], axis=-1).mean() for i, j in pairs]
+        else:
+            seen = self._clip.image_features(images).double().numpy()
+            distances = [100 * (1 - (seen[i] * seen[j]).sum()) for i, j in pairs]
         # fsum is exact, so the order of the pictures does not matter.
         return np.full(len(images), math.fsum(distances) / len(distances), np.float32)
+
+    @cached_property
+    def _files(self) -> ClipFiles:
+        from w2sdiff.scorers.clip_files import find_clip
+
+        return find_clip(str(self.model), download=self.may_download)
+
+    @cached_property
+    def _clip(self) -> Clip:
+        from w2sdiff.scorers.clip import load_clip
+
+        return load_clip(self._files, self.device)
 
 
 def _cells(image: Image) -> NDArray[np.float64]:

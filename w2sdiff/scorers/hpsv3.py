@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["HpsV3"]
+__all__ = ["HPSv3"]
 
 _PIXELS = 256 * 28 * 28
 _REWARD = "<|Reward|>"
@@ -35,7 +35,7 @@ _CHAT = (
 
 @SCORERS.register
 @dataclass(frozen=True)
-class HpsV3(Scorer):
+class HPSv3(Scorer):
     """Human preference, version 3: a reward head on Qwen2-VL-7B.
 
     Ma et al. 2025, arXiv 2508.03789. The model reads the picture, a long instruction and the
@@ -57,7 +57,7 @@ class HpsV3(Scorer):
         InputError: another dtype.
 
     Example:
-        >>> HpsV3(dtype="float32").to_text()
+        >>> HPSv3(dtype="float32").to_text()
         'hpsv3:dtype=float32'
     """
 

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from w2sdiff.scorers.text import Tokeniser
+
 __all__ = ["ImageReward"]
 
-_TOKENS = 35
+_TOKENS, _PADDING = 35, 0
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the rewards of the training set
 
 
@@ -69,7 +71,7 @@ class ImageReward(Scorer):
 
     def tokens(self, prompts: Sequence[str]) -> list[int]:
         """How many word pieces each prompt has, [CLS] and [SEP] included."""
-        return [len(encoding.ids) for encoding in self._words.encode_batch(list(prompts))]
+        return self._words.count(prompts)
 
     def score(
         self, images: Sequence[Image], prompts: Sequence[str] | None = None
@@ -97,45 +99,37 @@ class ImageReward(Scorer):
         size = vision.config.image_size
         pixels = torch.stack([normalise(resize_crop(image, size)) for image in images])
         seen = vision(pixels.to(self.device)).last_hidden_state
-        ids, mask = self._encode(texts)
+        ids = self._words.encode(texts).to(self.device)
         return text(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
+            input_ids=ids,
+            attention_mask=(ids != _PADDING).long(),
             encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long).to(self.device),
+            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=ids.device),
             is_decoder=False,  # every token sees every other; the stock default is causal
         ).last_hidden_state[:, 0]
 
-    def _encode(self, texts: list[str]) -> tuple[Any, Any]:
-        """Token ids and attention mask, both [n, 35]: [SEP] stays when a prompt is cut."""
-        import torch
-
-        tokens = torch.zeros(len(texts), _TOKENS, dtype=torch.long)  # [PAD] is 0
-        mask = torch.zeros_like(tokens)
-        for row, encoding in enumerate(self._words.encode_batch(texts)):
-            ids = encoding.ids
-            kept = ids if len(ids) <= _TOKENS else [*ids[: _TOKENS - 1], ids[-1]]
-            tokens[row, : len(kept)] = torch.tensor(kept)
-            mask[row, : len(kept)] = 1
-        return tokens, mask
-
     @cached_property
     def _model(self) -> dict[str, Any]:
-        from w2sdiff.scorers.blip import affine_head, text_tower, vision_tower
+        from w2sdiff.scorers.aesthetic import affine
+        from w2sdiff.scorers.blip import text_tower, vision_tower
+        from w2sdiff.scorers.tensors import part
         from w2sdiff.scorers.weights import load_state
 
         state = load_state(self._weights(), sha256=self.sha256)
         return {
             "vision": vision_tower(state).to(self.device),
             "text": text_tower(state).to(self.device),
-            "head": affine_head(state),
+            "head": affine(part(state, "mlp.layers."), "the head of ImageReward"),
         }
 
     @cached_property
-    def _words(self) -> Any:
+    def _words(self) -> Tokeniser:
         from tokenizers import BertWordPieceTokenizer
 
-        return BertWordPieceTokenizer(str(self._vocabulary()), lowercase=True)
+        from w2sdiff.scorers.text import Tokeniser
+
+        bert = BertWordPieceTokenizer(str(self._vocabulary()), lowercase=True)
+        return Tokeniser(_TOKENS, lambda text: list(bert.encode(text).ids), _PADDING)
 
     def _weights(self) -> Path:
         from w2sdiff.scorers.weights import find_weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["CONDITION", "Mps"]
+    from w2sdiff.scorers.text import Tokeniser
+
+__all__ = ["CONDITION", "MPS"]
 
 CONDITION = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, "
@@ -35,7 +37,7 @@ _THRESHOLD = 0.3
 
 @SCORERS.register
 @dataclass(frozen=True)
-class Mps(Scorer):
+class MPS(Scorer):
     """Preference learned on four dimensions (overall score): CLIP with cross-attention.
 
     Zhang et al. 2024, arXiv 2405.14705. exp(logit_scale) · cos(text at its end mark, [CLS] of the
@@ -52,7 +54,7 @@ class Mps(Scorer):
         sha256: of the weights, to be sure of them.
 
     Example:
-        >>> Mps().to_text()
+        >>> MPS().to_text()
         'mps'
     """
 
@@ -81,7 +83,7 @@ class Mps(Scorer):
 
     def tokens(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens each prompt has, start and end mark included."""
-        return [len(self._bpe.encode(prompt)) + 2 for prompt in prompts]
+        return self._words.count(prompts)
 
     def score(
         self, images: Sequence[Image], prompts: Sequence[str] | None = None
@@ -116,13 +118,9 @@ class Mps(Scorer):
 
     def _read(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Features of every token [n, 77, d], and where the end mark is [n]."""
-        import torch
-
         clip, _ = self._model
-        ids = self._bpe(texts, context_length=_TOKENS)  # keeps the end mark when it cuts
+        ids = self._words.encode(texts)
         ends = (ids == _END).int().argmax(dim=1)
-        # MPS was trained with the end mark as padding; open_clip pads with 0, which is a word, too.
-        ids[torch.arange(_TOKENS) > ends[:, None]] = _END
         hidden = clip.text_model(input_ids=ids.to(self.device)).last_hidden_state
         return clip.text_projection(hidden), ends
 
@@ -141,10 +139,10 @@ class Mps(Scorer):
         return _clip(part(state, "model.")).to(self.device), cross
 
     @cached_property
-    def _bpe(self) -> Any:
-        from open_clip.tokenizer import SimpleTokenizer
+    def _words(self) -> Tokeniser:
+        from w2sdiff.scorers.text import clip_tokeniser
 
-        return SimpleTokenizer()
+        return replace(clip_tokeniser(_TOKENS), padding=_END)  # as it was trained
 
     def _weights(self) -> Path:
         from w2sdiff.scorers.weights import find_weights

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["VqaScore"]
+__all__ = ["VQAScore"]
 
 _QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 _ANSWER = "Yes"
@@ -29,7 +29,7 @@ _IGNORED = ("generation_config.json", "README")  # nothing is generated
 
 @SCORERS.register
 @dataclass(frozen=True)
-class VqaScore(Scorer):
+class VQAScore(Scorer):
     """Probability that a vision-language model answers "Yes" to: does this show the prompt?
 
     Lin et al. 2024, arXiv 2404.01291, over a chat model instead of the paper's CLIP-FlanT5 (whose
@@ -47,7 +47,7 @@ class VqaScore(Scorer):
         InputError: another dtype.
 
     Example:
-        >>> VqaScore().name
+        >>> VQAScore().name
         'vqascore:model=Qwen/Qwen2.5-VL-7B-Instruct'
     """
 
