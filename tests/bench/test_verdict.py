@@ -142,13 +142,28 @@ def test_evaluations_that_nobody_knows():
     assert "evaluations are not known: one of the two may have cost more" in verdict.marks
 
 
-@pytest.mark.parametrize(("evaluations", "equal"), [(80, 1), (77, 1), (84, 1), (75, 0), (90, 0)])
-def test_evaluations_are_equal_within_a_step_or_two(evaluations, equal):
-    arms = (*ARMS[:2], dataclasses.replace(ARMS[2], evaluations=evaluations))
-    marks = judged(
-        compared(STEPS, "shapes", "better"), results=made_results(prompts=100, arms=arms)
-    ).marks
-    assert ("no rival of equal evaluations" in marks) != equal
+@pytest.mark.parametrize(
+    ("evaluations", "steps", "equal"),
+    [
+        (80, 40, True),
+        (77, 40, True),
+        (84, 40, True),
+        (75, 40, False),
+        (75, 15, True),
+        (90, 9, True),
+    ],
+)
+def test_evaluations_are_equal_within_a_twentieth_or_a_step_of_a_rival(evaluations, steps, equal):
+    rival = dataclasses.replace(ARMS[2], evaluations=evaluations, steps=steps)
+    results = made_results(prompts=100, arms=(*ARMS[:2], rival))
+    marks = judged(compared(STEPS, "shapes", "better"), results=results).marks
+    assert ("no rival of equal evaluations" not in marks) == equal
+    near = f"rivals of {evaluations} evaluations, not 80: the nearest that whole steps allow"
+    assert (near in marks) == (equal and abs(evaluations - 80) > 4)
+    alien = dataclasses.replace(rival, rival_of=None)
+    results = made_results(prompts=100, arms=(*ARMS[:2], alien))
+    marks = judged(compared(STEPS, "shapes", "better"), results=results).marks
+    assert ("no rival of equal evaluations" not in marks) == (abs(evaluations - 80) <= 4)
 
 
 def test_statistics_that_moved():

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 from w2sdiff.bench.analysis import Comparison, Outcome
-from w2sdiff.bench.standing import Case, count, listed
+from w2sdiff.bench.standing import SLACK, Case, count, listed
 
 __all__ = ["RULES"]
 
@@ -56,11 +56,15 @@ def lost_to_cheaper(case: Case) -> Iterator[str]:
 
 def unmatched(case: Case) -> Iterator[str]:
     """A gain may be one of compute."""
-    if not case.comparisons or case.against("equal"):
-        return
-    if case.against("unknown"):
+    own = case.arm.evaluations
+    if equal := case.against("equal"):
+        counts = {case.rival(one).evaluations for one in equal}
+        if far := sorted(n for n in counts if n and own and abs(n - own) > SLACK * own):
+            numbers = listed([str(n) for n in far])
+            yield f"rivals of {numbers} evaluations, not {own}: the nearest that whole steps allow"
+    elif case.against("unknown"):
         yield "evaluations are not known: one of the two may have cost more"
-    else:
+    elif case.comparisons:
         yield "no rival of equal evaluations"
 
 

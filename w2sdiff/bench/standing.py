@@ -15,10 +15,10 @@ from w2sdiff.bench.analysis import Comparison, Difference, Outcome
 if TYPE_CHECKING:
     from w2sdiff.bench.results import ArmFacts, Results, ScorerFacts
 
-__all__ = ["ALPHA", "Case", "Cost", "count", "listed", "outcome_of"]
+__all__ = ["ALPHA", "SLACK", "Case", "Cost", "count", "listed", "outcome_of"]
 
 ALPHA = 0.05
-_SLACK = 0.05  # evaluations come in whole steps: so far apart they still count as equal
+SLACK = 0.05  # the part by which evaluations may differ and still count as equal
 
 Cost = Literal["equal", "fewer", "more", "unknown"]
 
@@ -56,13 +56,19 @@ class Case:
     comparisons: tuple[Comparison, ...]
 
     def cost(self, comparison: Comparison) -> Cost:
-        """The evaluations of the rival, next to those of the arm."""
-        own, other = self.arm.evaluations, self.rival(comparison).evaluations
-        if own is None or other is None:
-            return "equal" if self.rival(comparison).rival_of == self.arm.name else "unknown"
-        if abs(other - own) <= _SLACK * own:
+        """The evaluations of the rival, next to those of the arm.
+
+        Equal is what differs by 5% or less, and a rival that was made for the arm and differs by
+        no more than one of its own steps, for steps are whole.
+        """
+        own, rival = self.arm.evaluations, self.rival(comparison)
+        made_for_it = rival.rival_of == self.arm.name
+        if own is None or rival.evaluations is None:
+            return "equal" if made_for_it else "unknown"
+        step = rival.evaluations / rival.steps if made_for_it and rival.steps else 0.0
+        if abs(rival.evaluations - own) <= max(SLACK * own, step):
             return "equal"
-        return "fewer" if other < own else "more"
+        return "fewer" if rival.evaluations < own else "more"
 
     def rival(self, comparison: Comparison) -> ArmFacts:
         """The arm on the other side."""
