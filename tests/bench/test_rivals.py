@@ -116,6 +116,19 @@ def test_a_plain_arm_has_no_rivals():
     assert rivals_of(arm(Plain(base=WEAK)), strength=3.0, select="sharpness") == []
 
 
+def test_the_best_of_several_plain_pictures_rivals_one_of_more_steps():
+    ours = dataclasses.replace(arm(Plain()), candidates=4, select="sharpness")
+    [rival] = rivals_of(ours, select="sharpness")
+    assert (rival.match, rival.candidates, rival.settings.steps) == ("evaluations", 1, 80)
+
+
+def test_a_method_with_candidates_is_matched_in_all_of_them():
+    ours = dataclasses.replace(arm(ZigZag()), candidates=2, select="sharpness")
+    found = {rival.match: rival for rival in rivals_of(ours, select="sharpness")}
+    assert found["evaluations"].evaluations == 2 * 97
+    assert found["best of n"].candidates == 5
+
+
 # ---- plain sampling
 
 

@@ -44,7 +44,8 @@ def rivals_of(
       times (strong - weak);
     * the best of n plain pictures.
 
-    A rival acts in the arm's window. No rival is made twice; plain arms and rivals have none.
+    A rival acts in the arm's window. No rival is made twice. Plain arms and rivals have none; the
+    best of several plain pictures has one, which spends as much on a single picture.
 
     Args:
         arm: an arm that was asked for.
@@ -67,7 +68,7 @@ def rivals_of(
         zigzag: plain, guidance 6, 48 steps 96 of 97
         zigzag: best of 2, 24 steps 96 of 97
     """
-    if arm.rival_of is not None or isinstance(arm.method, Plain):
+    if arm.rival_of is not None or (isinstance(arm.method, Plain) and arm.candidates == 1):
         return []
     found: list[Arm] = []
     for rival in filter(None, _candidates(arm, strength, select, on_note)):
@@ -101,7 +102,8 @@ def _candidates(
     if own is not None and strength is not None:
         yield _at_scale(arm, "strength", _inside(arm, own, round(strength, 3)), on_note)
     yield _first_order(arm, on_note)
-    yield _best_of_n(arm, *plain, select, on_note)
+    if not isinstance(arm.method, Plain):
+        yield _best_of_n(arm, *plain, select, on_note)
 
 
 def _first_order(arm: Arm, on_note: Callable[[str], None]) -> Arm | None:
