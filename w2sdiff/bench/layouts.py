@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from w2sdiff.bench.listing import PICTURES, Entry, pictures_in
+from w2sdiff.bench.listing import PICTURES, Entry, natural, pictures_in
 from w2sdiff.bench.pictures import shown
 from w2sdiff.errors import InputError
 from w2sdiff.imaging import read_metadata
@@ -59,7 +59,8 @@ def ledger(folder: Path, complain: Complain) -> Iterator[Entry]:
             sha256=str(record.files[name]["sha256"]),
         )
         seed = spec.get("seed")
-        found.append(((entry.arm, seed if isinstance(seed, int) else 0), entry))
+        place = (entry.arm, natural(entry.id), seed if isinstance(seed, int) else 0)
+        found.append((place, entry))
     yield from (entry for _, entry in sorted(found, key=lambda pair: pair[0]))
 
 

@@ -13,7 +13,7 @@ from w2sdiff.bench.pictures import shown
 from w2sdiff.errors import InputError
 from w2sdiff.prompts import check_prompt
 
-__all__ = ["PICTURES", "Entry", "Listing", "listing", "pictures_in"]
+__all__ = ["PICTURES", "Entry", "Listing", "listing", "natural", "pictures_in"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _MAX_ID = 200  # characters; ids are column entries, not prompts
@@ -99,13 +99,13 @@ def pictures_in(folder: Path) -> list[Path]:
         found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror or error}") from error
-    return sorted((path for path in found if not path.is_dir()), key=_natural)
+    return sorted((path for path in found if not path.is_dir()), key=lambda p: natural(p.name))
 
 
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    """Numbers in a name count as numbers; equal ones are told apart by the name as it is."""
-    parts = re.split(r"([0-9]{1,18})", path.stem)  # words and numbers take turns
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A key to sort names by: 9 before 10, equal numbers told apart by how they are written."""
+    parts = re.split(r"([0-9]{1,18})", name)  # words and numbers take turns
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _problem(entry: Entry, prompts: bool) -> str | None:

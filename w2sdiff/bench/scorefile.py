@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -133,20 +134,19 @@ def read_scored(folder: Path) -> Scored:
             for picture in data["pictures"]
         ]
         for facts in (facts for picture in scores for facts in picture.values()):
-            if facts.score is not None and not isinstance(facts.score, int | float):
-                raise ValueError(f"a score is {facts.score!r}")
+            _check_score(facts.score)
         scorers = tuple(
             ScorerFacts(**{**scorer, "expected": tuple(scorer["expected"])})
             for scorer in data["scorers"]
         )
-        problems = tuple(map(str, data["problems"]))
+        listing = Listing(str(data["layout"]), tuple(entries), tuple(map(str, data["problems"])))
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); score again") from error
-    return Scored(Listing(str(data["layout"]), tuple(entries), problems), scorers, tuple(scores))
+    return Scored(listing, scorers, tuple(scores))
 
 
 def scores_csv(scored: Scored) -> str:
@@ -180,9 +180,16 @@ def _pictures(scored: Scored) -> list[tuple[str | None, str, str, str]]:
     return [(e.sha256, e.prompt, e.id, e.arm) for e in scored.listing.entries]
 
 
+def _check_score(score: object) -> None:
+    if score is None:
+        return
+    if not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"a score is {score!r}")
+
+
 def _entry(picture: Mapping[str, Any], base: Path) -> Entry:
     words = ("id", "prompt", "category", "arm")
-    for name in (*words, "path"):
+    for name in (*words, "path", "sha256"):
         if not isinstance(picture[name], str):
             raise TypeError(f"{name} is {picture[name]!r}")
     return Entry(
