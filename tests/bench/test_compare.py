@@ -177,14 +177,15 @@ def test_what_cannot_be_compared(tmp_path, monkeypatch, capsys, words, message):
 
 def test_a_folder_of_several_arms_asks_which(tmp_path):
     results = made_results(tmp_path, prompts=2, arms=ARMS[:2])
+    names = ["plain", "w2sd: more: steps"]  # rivals are called so
     entries = tuple(
-        Entry(results.prompts[one.prompt].id, tmp_path / one.image, "p", arm=ARMS[one.arm].name)
+        Entry(results.prompts[one.prompt].id, tmp_path / one.image, "p", arm=names[one.arm])
         for one in results.samples
     )
     scores = tuple({"shapes": ScoreFacts(one.scores["shapes"])} for one in results.samples)
     write_scored(Scored(Listing("run", entries), SCORERS[2:3], scores), tmp_path)
-    with pytest.raises(InputError, match=r"holds 2 arms: say which one .*:ARM \('plain', 'w2sd'\)"):
+    with pytest.raises(InputError, match=r"holds 2 arms: say which one .*:ARM \('plain', 'w2sd: "):
         read_sides(str(tmp_path), str(tmp_path))
-    first, second = read_sides(f"{tmp_path}:w2sd", f"{tmp_path}:plain")
-    assert (first.arm.name, second.arm.name) == ("w2sd", "plain")
+    first, second = read_sides(f"{tmp_path}:{names[1]}", f"{tmp_path}:plain")
+    assert (first.arm.name, second.arm.name) == (names[1], "plain")
     assert first.results is second.results  # read once

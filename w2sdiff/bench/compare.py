@@ -106,13 +106,7 @@ def other_noise(results: Results) -> tuple[int, int]:
 
 
 def _side(text: str, known: dict[Path, Results]) -> Side:
-    folder, name = Path(text), ""
-    if not folder.exists():
-        place, _, name = text.rpartition(":")
-        folder = Path(place)
-        if not place or not folder.exists():
-            raise InputError(f"expected a run or scored folder, or FOLDER:ARM, got {text!r}")
-    folder = folder.resolve()
+    folder, name = _split(text)
     if folder not in known:
         known[folder] = _read(folder)
     results = known[folder]
@@ -125,6 +119,16 @@ def _side(text: str, known: dict[Path, Results]) -> Side:
     if name and name not in names:
         raise unknown("arm", name, names)
     return Side(results, results.arms[names.index(name) if name else 0])
+
+
+def _split(text: str) -> tuple[Path, str]:
+    """FOLDER or FOLDER:ARM; both may have colons in them, so it is the first folder that is one."""
+    parts = text.split(":")
+    for number in range(1, len(parts) + 1):
+        folder = Path(":".join(parts[:number]))
+        if parts[0] and folder.is_dir():
+            return folder.resolve(), ":".join(parts[number:])
+    raise InputError(f"expected a run or scored folder, or FOLDER:ARM, got {text!r}")
 
 
 def _read(folder: Path) -> Results:
