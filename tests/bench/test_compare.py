@@ -179,7 +179,7 @@ def test_a_folder_of_several_arms_asks_which(tmp_path):
     results = made_results(tmp_path, prompts=2, arms=ARMS[:2])
     names = ["plain", "w2sd: more: steps"]  # rivals are called so
     entries = tuple(
-        Entry(results.prompts[one.prompt].id, tmp_path / one.image, "p", arm=names[one.arm])
+        Entry(str(one.prompt), tmp_path / one.image, "p", arm=names[one.arm], sha256=one.sha256)
         for one in results.samples
     )
     scores = tuple({"shapes": ScoreFacts(one.scores["shapes"])} for one in results.samples)

@@ -75,8 +75,8 @@ def _table(analysis: Analysis) -> str:
 
     table = Table(box=None, pad_edge=False)
     arm, rival = analysis.comparisons[0].arm, analysis.comparisons[0].rival
-    heads = ("score", "prompts", arm, rival, "difference (95%)", "p (Holm)", "wins", "win rate")
-    for head in (*heads, "would be seen", "outcome"):
+    heads = ("score", "prompts", arm, rival, "difference (95%)", "p (Holm)", "won-tied-lost")
+    for head in (*heads, "win rate", "would be seen", "outcome"):
         table.add_column(Text(head), overflow="fold")
     for one in analysis.comparisons:
         table.add_row(*(Text(cell) for cell in _row(one, analysis)))
