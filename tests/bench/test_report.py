@@ -60,6 +60,11 @@ class Parsed(HTMLParser):
         return next(json.loads(t) for _, attrs, t in self.scripts if attrs.get("id") == name)
 
 
+def small(folder, **options):
+    """A run with one scorer: drawing is what takes the time."""
+    return made_results(folder, **{"prompts": 2, "scorers": SCORERS[:1], **options})
+
+
 def page_of(results, folder, **options):
     path = write_report(results, analyse(results, draws=200), folder, **options)[0]
     return path.read_text("utf-8"), Parsed(path.read_text("utf-8"))
@@ -91,7 +96,9 @@ def test_page_holds_verdicts_numbers_and_counts(tmp_path):
 
 
 def test_rows_hold_the_scores_and_pictures_of_the_run(tmp_path):
-    results = made_results(tmp_path, prompts=5, replicates=2, missing=[(1, 3, 0)])
+    results = made_results(
+        tmp_path, scorers=SCORERS[1:2], prompts=5, replicates=2, missing=[(1, 3, 0)]
+    )
     _, page = page_of(results, tmp_path)
     data = page.block("data")
     assert len(data["rows"]) == 10
@@ -146,12 +153,14 @@ def test_words_of_users_are_words_wherever_they_stand(tmp_path):
 
 
 def quiet(folder):
-    results = made_results(folder, missing=[(0, 1, 0)], failed=[(0, 2, 0)])
+    results = small(
+        folder, prompts=24, scorers=SCORERS[:2], missing=[(0, 1, 0)], failed=[(0, 2, 0)]
+    )
     return results, analyse(results, draws=200), folder
 
 
 def test_policy_names_exactly_the_script_and_style_of_the_page(tmp_path):
-    _, page = page_of(made_results(tmp_path, prompts=2), tmp_path)
+    _, page = page_of(small(tmp_path), tmp_path)
     policy = next(a["content"] for tag, a in page.elements if "http-equiv" in a)
     for tag, directive in (("script", "script-src"), ("style", "style-src")):
         [(_, _, text)] = [s for s in page.scripts if s[0] == tag and "type" not in s[1]]
@@ -167,14 +176,14 @@ def test_policy_names_exactly_the_script_and_style_of_the_page(tmp_path):
 def test_same_results_same_bytes(tmp_path):
     pages = []
     for name in ("one", "two"):
-        results = made_results(tmp_path / name, prompts=6)
+        results = small(tmp_path / name, prompts=6)
         paths = write_report(results, analyse(results, draws=200), tmp_path / name)
         pages.append([path.read_bytes() for path in paths])
     assert pages[0] == pages[1]
 
 
 def test_links_lead_only_below_the_page(tmp_path):
-    results = made_results(tmp_path / "run", prompts=2)
+    results = small(tmp_path / "run")
     odd = dataclasses.replace(results.samples[0], image="../../etc/passwd")
     results = dataclasses.replace(results, samples=(odd, *results.samples[1:]))
     _, page = page_of(results, tmp_path / "run")
@@ -189,7 +198,7 @@ def test_links_lead_only_below_the_page(tmp_path):
 
 
 def test_pictures_inside_are_limited_and_small(tmp_path):
-    results = made_results(tmp_path, prompts=4, size=400)
+    results = small(tmp_path, prompts=4, size=400)
     _, page = page_of(results, tmp_path, pictures=1)
     ids = [attrs["id"] for _, attrs, _ in page.scripts if attrs.get("id", "").startswith("pic")]
     assert ids == ["pictures-0"]
@@ -210,7 +219,7 @@ def test_thumbnail_says_nothing_of_how_the_picture_was_made(tmp_path):
 
 def test_damaged_pictures_and_endless_prompts_are_shown_for_what_they_are(tmp_path):
     prompts = [*made_prompts(2), PromptFacts("long", "x" * 1_000_000)]
-    results = made_results(tmp_path, prompts=prompts)
+    results = small(tmp_path, prompts=prompts)
     (tmp_path / results.samples[0].image).write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     text, page = page_of(results, tmp_path)
     assert len(text) < 300_000
@@ -222,13 +231,13 @@ def test_damaged_pictures_and_endless_prompts_are_shown_for_what_they_are(tmp_pa
 @pytest.mark.parametrize("prompts", [0, 1])
 def test_next_to_nothing_makes_a_page(tmp_path, prompts):
     arms = [ArmFacts("only", "from elsewhere")]
-    _, page = page_of(made_results(tmp_path, arms=arms, prompts=prompts), tmp_path)
+    _, page = page_of(small(tmp_path, arms=arms, prompts=prompts), tmp_path)
     assert "Nothing was compared" in page.words
     assert len(page.block("data")["rows"]) == prompts
 
 
 def test_unequal_cost_and_unequal_noise_are_said_in_words(tmp_path):
-    results = made_results(tmp_path, prompts=6, compare=[("w2sd", "plain")])
+    results = small(tmp_path, prompts=6, compare=[("w2sd", "plain")])
     _, page = page_of(results, tmp_path)
     assert "80 against 40 evaluations a picture (×2): not a matched comparison" in page.words
     assert "start noise is not the same" not in page.words
@@ -239,6 +248,6 @@ def test_unequal_cost_and_unequal_noise_are_said_in_words(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    results = made_results(tmp_path, prompts=2)
+    results = small(tmp_path)
     with pytest.raises(InputError, match="file"):
         write_report(results, analyse(results, draws=200), Path(tmp_path / "file"))
