@@ -20,7 +20,7 @@ from w2sdiff import (
     shapes,
 )
 from w2sdiff.bench.experiment import Arm
-from w2sdiff.bench.rivals import described, rivals_of
+from w2sdiff.bench.rivals import rivals_of
 from w2sdiff.drivers.function import drive
 from w2sdiff.edits import Edits
 from w2sdiff.generate import Settings, find_model
@@ -320,15 +320,3 @@ def test_nothing_to_choose_by_is_said():
     found, notes = rivals(ZigZag(), select=None)
     assert "best of n" not in found
     assert any("no scorer to choose by" in note for note in notes)
-
-
-def test_words_for_the_table():
-    found, _ = rivals(ZigZag(), strength=6.5)
-    texts = {match: described(rival) for match, rival in found.items()}
-    assert texts["evaluations"] == "plain, 48 steps, guidance 3: as many evaluations as arm"
-    assert texts["best of n"].startswith("best of 2 by sharpness, plain, 24 steps, guidance 3: ")
-    assert "measured" in texts["strength"]
-    assert "first order" in texts["first order"]
-    assert described(arm(ZigZag())) == "zigzag (weak Guidance(scale=0.0)), 20 steps, guidance 3"
-    unguided = dataclasses.replace(arm(Plain()).settings, guidance=1.0)
-    assert described(dataclasses.replace(arm(Plain()), settings=unguided)).endswith("unguided")

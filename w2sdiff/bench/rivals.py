@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from w2sdiff.bench.experiment import Arm
+from w2sdiff.bench.inwords import described
 from w2sdiff.bench.results import Match
 from w2sdiff.bench.strength import real_role, unguided
 from w2sdiff.edits import Edits, Guidance
@@ -19,13 +20,6 @@ from w2sdiff.generate import Recipe, Settings, cfg_scale
 from w2sdiff.methods import W2SD, AutoGuidance, Method, Plain, Window
 
 __all__ = ["described", "rivals_of"]
-
-WORDS: dict[Match, str] = {
-    "evaluations": "as many evaluations as {arm}",
-    "strength": "the guidance scale that {arm} was measured to act like, as many evaluations",
-    "first order": "what {arm} is to first order, as many evaluations",
-    "best of n": "as many evaluations as {arm}, spent on several pictures",
-}
 
 
 def rivals_of(
@@ -75,19 +69,6 @@ def rivals_of(
         if all(_what(rival) != _what(other) for other in (arm, *found)):
             found.append(rival)
     return found
-
-
-def described(arm: Arm) -> str:
-    """An arm in words, for tables: its method and settings, and what a rival was matched in."""
-    steps = f"{arm.recipe.steps} steps"
-    scale = cfg_scale(arm.model, arm.settings)
-    parts = [_method_words(arm.method), steps, f"guidance {scale:g}" if scale > 1 else "unguided"]
-    if arm.candidates > 1:
-        parts.insert(0, f"best of {arm.candidates} by {arm.select}")
-    words = ", ".join(parts)
-    if arm.match is None:
-        return words
-    return f"{words}: {WORDS[arm.match].format(arm=arm.rival_of)}"
 
 
 # ---- the four of them
@@ -274,8 +255,3 @@ def _inside(arm: Arm, own: float, mean: float) -> float:
 
 def _what(arm: Arm) -> tuple[Any, ...]:
     return arm.method, arm.settings, arm.candidates
-
-
-def _method_words(method: Method) -> str:
-    roles = [f"{role} {edits!r}" for role, edits in method.roles.items() if edits is not None]
-    return " ".join([method.kind, *([f"({'; '.join(roles)})"] if roles else [])])
