@@ -221,14 +221,40 @@ def test_foreign_files_are_passed_over(tmp_path):
     assert sorted(record.spec["n"] for record in ledger.records()) == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "."])
+SOUND = Record("k", "done", {"n": 1}, {}, {}, None, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "{}",
+        "null",
+        json.dumps(vars(SOUND) | {"attempts": "1"}),
+        json.dumps(vars(SOUND) | {"facts": None}),
+        json.dumps(vars(SOUND) | {"spec": []}),
+        json.dumps(vars(SOUND) | {"status": "perhaps"}),
+        json.dumps(vars(SOUND) | {"surprise": 1}),
+        json.dumps(vars(SOUND) | {"files": {"a\0b": {"bytes": 1, "sha256": ""}}}),
+    ],
+)
+def test_a_record_from_elsewhere_is_passed_over_whatever_it_holds(tmp_path, text):
+    ledger = Ledger(tmp_path)
+    run_local(ledger, tasks(1), write_number)
+    [task] = tasks(1)
+    (tmp_path / "records" / f"{task.key}.json").write_text(text)
+    (tmp_path / "records" / "other.json").write_text(text)
+    assert list(ledger.records()) == []
+    assert run_local(ledger, [task], write_number).made == 1
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "..", ".", "a\\b", "c:d", "a\0b"])
 def test_a_file_name_cannot_leave_the_folder(tmp_path, name):
     with pytest.raises(InputError, match="plain file name"):
         run_local(Ledger(tmp_path / "out"), tasks(1), lambda _: [Done({name: b""})])
     text = Record("k", "done", {}, {name: {"bytes": 0, "sha256": ""}}, {}, None, 1).to_json()
-    if name not in ("", "..", "."):
-        with pytest.raises(ValueError, match="names a file"):
-            Record.from_json(text)
+    with pytest.raises(ValueError, match="names a file"):
+        Record.from_json(text)
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(tmp_path, monkeypatch):
@@ -336,12 +362,3 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_made_twice(tmp_path)
     assert not any(name.endswith(".tmp") for name in everything(tmp_path))
     made = list(map(int, (tmp_path / "made.log").read_text().split()))
     assert len(made) - n <= kills  # each kill costs at most the item in hand
-
-
-def test_a_thousand_finished_items_are_found_quickly(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    ledger = Ledger(tmp_path)
-    run_local(ledger, tasks(1000), write_number)
-    start_time = time.perf_counter()
-    assert run_local(ledger, tasks(1000), write_number).found == 1000
-    assert time.perf_counter() - start_time < 1.0  # 10 s for 100,000 leaves 0.1 s for a thousand

@@ -121,16 +121,15 @@ class Ledger:
         On a folder that several machines share it may differ from this machine's.
         """
         self._make_folders()
-        probe = self._claims / f".clock-{os.getpid()}"
-        try:
-            self._claims.mkdir(exist_ok=True)  # another process may have tidied it away
-            probe.touch()
-            return probe.stat().st_mtime_ns
-        except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {reason(error)}") from error
-        finally:
-            with suppress(OSError):
-                probe.unlink()
+        while True:
+            try:
+                self._claims.mkdir(parents=True, exist_ok=True)
+                os.utime(self._claims)  # no file of its own, which a killed process would leave
+                return self._claims.stat().st_mtime_ns
+            except FileNotFoundError:  # another process has just tidied it away
+                continue
+            except OSError as error:
+                raise InputError(f"cannot write to {self.folder}: {reason(error)}") from error
 
     @contextmanager
     def claim(self, task: Task) -> Iterator[Claim | None]:
