@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tiny_qwen
 import torch
 from PIL import Image
@@ -76,7 +74,7 @@ def plain_score(state: State, image: Image.Image, prompt: str) -> float:
     )
     ids = torch.tensor(words.encode(chat).ids)
     x = state["model.embed_tokens.weight"][ids].clone()
-    x[ids == words.token_to_id("<|image_pad|>")] = seen_by(tiny_qwen.model(), pixels, grid)
+    x[ids == words.token_to_id("<|image_pad|>")] = seen_by(state, pixels, grid)
     x = plain_hidden(state, x)[ids == REWARD]
     for name in ("0", "3", "5"):
         x = F.linear(x, state[f"rm_head.{name}.weight"], state[f"rm_head.{name}.bias"])
@@ -85,8 +83,10 @@ def plain_score(state: State, image: Image.Image, prompt: str) -> float:
     return float(x[0, 0])
 
 
-def seen_by(network: Any, pixels: Tensor, grid: tuple[int, int, int]) -> Tensor:
+def seen_by(state: State, pixels: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """The picture as the stock vision tower gives it to the language model."""
+    tower = tiny_qwen.model().model.visual
+    tower.load_state_dict({n[7:]: t for n, t in state.items() if n.startswith("visual.")})
     with torch.no_grad():
-        out = network.model.visual(pixels, grid_thw=torch.tensor([grid]))
+        out = tower(pixels, grid_thw=torch.tensor([grid]))
     return getattr(out, "pooler_output", out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
@@ -79,7 +78,7 @@ def linear(state: State, name: str, x: Tensor) -> Tensor:
 
 def norm(state: State, name: str, x: Tensor) -> Tensor:
     return F.layer_norm(
-        x, x.shape[-1:], state[f"mps.{name}.weight"], state[f"mps.{name}.bias"], 1e-5
+        x, x.shape[-1:], state[f"mps.{name}.weight"], state.get(f"mps.{name}.bias"), 1e-5
     )
 
 
@@ -173,4 +172,5 @@ def plain_score(state: State, image: Image.Image, prompt: str, threshold: float 
     keep = plain_keep(words, plain_text(state, CONDITION)[0], threshold)
     patches = plain_image(state, normalise(resize_crop(image, SIZE, crop="down")))
     looked = plain_cross(state, patches, words, keep)[0]
-    return float(np.exp(2.3) * F.cosine_similarity(words[end], looked, dim=0))
+    scale = state["mps.model.logit_scale"].exp()
+    return float(scale * F.cosine_similarity(words[end], looked, dim=0))
