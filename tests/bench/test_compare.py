@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from bench import tiny_run
 from bench.made import ARMS, SCORERS, made_prompts, made_results
 
 from w2sdiff.bench.compare import Side, other_noise, read_sides, side_by_side
@@ -27,8 +28,8 @@ def side(arm: str, **options) -> Side:
 def test_two_arms_of_one_run_are_compared_as_in_the_run():
     run = made_results(prompts=30, replicates=2, failed=[(0, 3, 1)], gains={("w2sd", "shapes"): 1})
     joined = side_by_side(Side(run, run.arms[1]), Side(run, run.arms[0]))
-    whole = [one for one in analyse(run).comparisons if one.rival == "plain"]
-    for one, other in zip(analyse(joined).comparisons, whole, strict=True):
+    whole = [one for one in analyse(run, draws=500).comparisons if one.rival == "plain"]
+    for one, other in zip(analyse(joined, draws=500).comparisons, whole, strict=True):
         assert dataclasses.replace(one, p_holm=0, detectable=0, outcome="better") == (
             dataclasses.replace(other, p_holm=0, detectable=0, outcome="better")
         )
@@ -141,6 +142,20 @@ def test_scored_folders_on_the_command_line(tmp_path, capsys):
     assert [event["event"] for event in events] == ["comparisons", "judgement"]
     [one] = events[0]["comparisons"]
     assert (one["outcome"], one["difference"]["n"]) == ("better", 30)
+
+
+@pytest.mark.slow
+def test_arms_of_a_run_on_the_command_line(tmp_path, capsys):
+    tiny_run.run(tmp_path, tiny_run.read(tmp_path, limit=2, rivals=False))
+    place = tmp_path / "run"
+    capsys.readouterr()
+    assert main(["compare", f"{place}:w2sd", f"{place}:plain", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = {one["scorer"]: one for one in events[0]["comparisons"]}
+    assert {one["difference"]["n"] for one in found.values()} == {2}
+    summary = json.loads((place / "summary.json").read_text("utf-8"))
+    for one in summary["comparisons"]:
+        assert found[one["scorer"]]["difference"] == one["difference"]
 
 
 def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys):

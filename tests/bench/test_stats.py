@@ -228,7 +228,7 @@ def repeated(gain: float, *, runs: int, n: int) -> list[Comparison]:
 def test_what_is_called_detectable_is_seen_four_times_out_of_five(n):
     # Noise 1 on both sides makes the differences √2 wide.
     gain = scipy.stats.t.ppf([0.975, 0.8], n - 1).sum() * math.sqrt(2 / n)
-    runs = 250
+    runs = 150
     found = repeated(gain, runs=runs, n=n)
     detectable = np.mean([one.detectable for one in found])
     assert detectable == pytest.approx(gain * 0.3, rel=0.03)  # a tenth of 4..7 is 0.3
@@ -258,7 +258,7 @@ def test_too_few_prompts_can_show_nothing_and_say_so():
 
 
 def test_many_comparisons_leave_room_for_a_small_p():
-    scorers = [dataclasses.replace(JUDGE, name=f"s{number}") for number in range(60)]
+    scorers = [dataclasses.replace(JUDGE, name=f"s{number}") for number in range(30)]
     gains = {("w2sd", "s0"): 5.0}
     analysis = analyse(made_results(arms=TWO, scorers=scorers, gains=gains), draws=500)
-    assert analysis.comparisons[0].outcome == "better"  # 60 × 1/501 would not pass
+    assert analysis.comparisons[0].outcome == "better"  # 30 × 1/501 would not pass
