@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from model_folders import model_folder
 
 from w2sdiff import (
     W2SD,
@@ -177,6 +178,18 @@ def test_a_scale_that_pipelines_take_for_no_guidance_is_an_edit():
 def test_without_guidance_there_is_no_scale_to_match():
     found, _ = rivals(W2SD(weak=WEAK), strength=None, guidance=1.0)
     assert set(found) == {"evaluations", "first order", "best of n"}
+
+
+def test_where_there_are_two_kinds_of_guidance_the_true_one_is_matched():
+    """FLUX: `guidance` is an input of the network; classifier-free guidance is `true_cfg`."""
+    model = find_model(str(model_folder("flux-true-cfg")))
+    settings = Settings(
+        steps=20, guidance=3.5, true_cfg=4.0, negative="", device="cpu", dtype="float32"
+    )
+    found = rivals_of(Arm("zigzag", ZigZag(), model, settings), strength=7.0)
+    scales = {rival.match: rival.settings.true_cfg for rival in found}
+    assert scales == {"evaluations": 4.0, "strength": 7.0, "first order": 8.0}
+    assert {rival.settings.guidance for rival in found} == {3.5}
 
 
 # ---- first order

@@ -53,10 +53,11 @@ def test_plain_sampling_has_the_scale_it_is_called_with(family):
     assert math.isnan(numbers[0, 2])
 
 
-def test_in_double_precision_to_the_last_digits():
-    pipe = tiny.build("sd", dtype=torch.float64)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-9), (torch.bfloat16, 1e-3)])
+def test_as_exactly_as_the_pipeline_computes(dtype, error):
+    pipe = tiny.build("sd", dtype=dtype)
     numbers, _ = on_pipeline(pipe, "sd", Plain(), guidance_scale=7.5)
-    assert numbers[0, 0] == pytest.approx(7.5, rel=1e-9)
+    assert numbers[0, 0] == pytest.approx(7.5, rel=error)
 
 
 def test_each_item_of_a_batch_has_its_own():
@@ -242,9 +243,9 @@ def test_a_step_from_pure_noise_is_left_out():
 # ---- with a studio
 
 
-def studio(**changes):
+def studio(model="shapes-unet", **changes):
     settings = {"steps": 4, "guidance": 3.0, "device": "cpu", "dtype": "float32"}
-    return Studio(find_model("shapes-unet"), Settings(**settings | changes))
+    return Studio(find_model(model), Settings(**settings | changes))
 
 
 SHOTS = [Shot("a red circle", seed=0), Shot("two blue squares", seed=1)]
@@ -263,6 +264,11 @@ def test_on_the_embedded_model():
     assert reflected.se > 0
     assert 0 < reflected.pair < 3
     assert Strength(**reflected.to_json()) == reflected
+
+
+def test_on_the_embedded_transformer():
+    with studio("shapes-dit", steps=2, guidance=2.0) as drawing:
+        assert effective_scale(drawing, Plain(), SHOTS[:1]).scale == pytest.approx(2.0, rel=1e-4)
 
 
 def test_without_guidance_only_the_pair_is_left():
