@@ -13,11 +13,11 @@ __all__ = ["list_kinds"]
 
 
 def list_kinds(
-    kind: Annotated[str, typer.Argument(help="methods, edits, models or families.")],
+    kind: Annotated[str, typer.Argument(help="methods, edits, models, families or scorers.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
-    """List the methods, edits, models or pipeline families there are."""
+    """List the methods, edits, models, pipeline families or scorers there are."""
     del debug
     from w2sdiff.registry import unknown
 
@@ -75,9 +75,19 @@ def _families() -> Iterator[tuple[str, str]]:
         yield name, f"guidance in {layouts[family.layout]}"
 
 
+def _scorers() -> Iterator[tuple[str, str]]:
+    from w2sdiff.scorers import SCORERS
+
+    for name in SCORERS:
+        scorer = SCORERS[name]
+        low, high = scorer.expected
+        yield name, f"[{scorer.group}, {low:g} to {high:g}] {SCORERS.summary(name)}"
+
+
 _LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "methods": _methods,
     "edits": _edits,
     "models": _models,
     "families": _families,
+    "scorers": _scorers,
 }
