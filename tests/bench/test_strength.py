@@ -146,6 +146,49 @@ def test_a_pair_of_weights_has_a_coordinate_of_its_own(guidance, tmp_path):
         assert abs(scale - along) > 0.01
 
 
+def as_published(pipe, method, steps):
+    """GA-Eval's own way: the noise that DDIM's formula finds between two latents of the run.
+
+    Nothing of the measurement is used: the latents are those of a run without it, and the
+    predictions come from the network called by hand.
+    """
+    seen = []
+
+    def look(_pipe, i, t, kwargs):
+        seen.append((int(t), kwargs["latents"].clone()))
+        return {}
+
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(1, 4, 8, 8, generator=generator)
+    with attach(pipe, method):
+        tiny.latents(pipe, "sd", steps=steps, latents=start, callback_on_step_end=look)
+    positive, negative = pipe.encode_prompt(tiny.PROMPT, "cpu", 1, True, tiny.NEGATIVE)
+    products = pipe.scheduler.alphas_cumprod.double()
+    times = [t for t, _ in seen]
+    scales, x = [], start
+    for (t, after), following in zip(seen, [*times[1:], None], strict=True):
+        a, b = products[t], products[0 if following is None else following]
+        c, u = (
+            pipe.unet(x, t, encoder_hidden_states=words).sample.double()
+            for words in (positive, negative)
+        )
+        x0, noise = (b / a).sqrt(), (1 - b).sqrt() - (b / a).sqrt() * (1 - a).sqrt()
+        found = (after.double() - x0 * x.double()) / noise
+        along = c - u
+        scales.append(float(((found - u) * along).sum() / (along * along).sum()))
+        x = after
+    return sum(scales) / len(scales), start
+
+
+@pytest.mark.parametrize("method", [Plain(), ZigZag(), W2SD(weak=Guidance(1.0), times=2)], ids=str)
+@torch.no_grad()
+def test_it_is_what_the_paper_reads_off_the_latents(method):
+    pipe = tiny.build("sd")
+    expected, start = as_published(pipe, method, steps=4)
+    numbers, _ = on_pipeline(pipe, "sd", method, steps=4, latents=start)
+    assert numbers[0, 0] == pytest.approx(expected, rel=1e-4)
+
+
 # ---- toys
 
 
