@@ -7,6 +7,7 @@ import dataclasses
 import html
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -65,6 +66,30 @@ def test_another_process_writes_the_same_bytes(made, tmp_path):
     environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert {path.name: path.read_bytes() for path in there.iterdir()} == written(made, here)
+
+
+def write_often(folder):
+    results = made_results(prompts=4)
+    analysis = analyse(results, draws=50)
+    for _ in range(40):
+        write_summary(results, analysis, folder)
+
+
+def test_several_processes_write_at_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_often, args=(tmp_path,)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_a_folder_that_cannot_be_written_is_said(made, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="not a folder"):
+        write_summary(made, analyse(made, draws=50), tmp_path / "file")
 
 
 def test_json_holds_the_analysis_to_six_digits(made, tmp_path):

@@ -27,7 +27,8 @@ from w2sdiff.bench.csvsafe import safe_cell
 from w2sdiff.bench.family import check_scorers
 from w2sdiff.bench.markdown import summary_page
 from w2sdiff.bench.means import picture_counts
-from w2sdiff.jobs import write_whole
+from w2sdiff.bench.turns import turn
+from w2sdiff.jobs import check_writable, write_whole
 
 if TYPE_CHECKING:
     from w2sdiff.bench.analysis import Analysis, Cell, Difference
@@ -39,7 +40,7 @@ _Row = Mapping[str, Any]
 
 
 def write_summary(results: Results, analysis: Analysis, folder: Path) -> list[Path]:
-    """Write the four files; returns their paths.
+    """Write the four files; returns their paths. Several processes may do so at once.
 
     Args:
         results: of a run.
@@ -56,10 +57,12 @@ def write_summary(results: Results, analysis: Analysis, folder: Path) -> list[Pa
         "cells.csv": _csv(map(_cell_row, analysis.cells)),
         "summary.md": summary_page(results, analysis),
     }
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        # A file name that is no text (bytes in disguise) shows as its escape instead of failing.
-        write_whole(folder / name, text.encode("utf-8", "backslashreplace"))
+    with turn(folder / ".summary.lock"):
+        for name, text in texts.items():
+            # A file name that is no text (bytes in disguise) shows as its escape.
+            write_whole(folder / name, text.encode("utf-8", "backslashreplace"))
     return [folder / name for name in texts]
 
 

@@ -37,12 +37,17 @@ def compare(
     """Compare two arms, or two scored folders, prompt by prompt.
 
     Pictures are paired by prompt id and replicate. Scores of different recipes are never compared.
+
+    Examples: w2sdiff compare runs/shapes:w2sd runs/shapes:plain; w2sdiff compare ours theirs
     """
     del debug
     from w2sdiff.bench.compare import other_noise, read_sides, side_by_side
     from w2sdiff.bench.stats import analyse
+    from w2sdiff.jobs import check_writable
 
     reporter = Reporter(quiet=quiet, as_json=as_json)
+    if out is not None:
+        check_writable(out)
     results = side_by_side(*read_sides(first, second), scorer or ())
     analysis = analyse(results)
     if not any(one.difference.n for one in analysis.comparisons):
