@@ -33,7 +33,9 @@ def bootstrap_intervals(
 ) -> list[tuple[float, float]]:
     """Percentile intervals of the mean of each row (Efron 1979), resampling its entries.
 
-    Rows of equal length share their resamples, so that they can be compared.
+    Rows of equal length share their resamples, so that they can be compared. For few prompts the
+    intervals are a little narrow: of 95% ones, 90% hold the truth with 10 prompts, 93% with 30 and
+    94.5% with 200 for normal differences; 86%, 92% and 94% for exponential ones (simulated).
 
     Args:
         rows: one number per prompt, all finite; lengths may differ.
