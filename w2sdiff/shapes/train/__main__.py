@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default=None, help="default: cuda where present, else cpu")
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile")
     parser.add_argument(
-        "--evaluation", type=Path, help="figures for the cards, from benchmarks/shapes_quality.py"
+        "--evaluation",
+        type=Path,
+        help="figures for the cards: the file of benchmarks/shapes_quality.py or shapes_clip.py",
     )
     return parser
 

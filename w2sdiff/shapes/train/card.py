@@ -8,6 +8,8 @@ from typing import Any
 
 from w2sdiff.errors import InputError
 from w2sdiff.shapes.train import denoiser, lora, text, vae
+from w2sdiff.shapes.train.clip import NAME as JUDGE
+from w2sdiff.shapes.train.clip_card import BENCHMARK, clip_card
 from w2sdiff.shapes.train.export import WEAK_STEPS
 from w2sdiff.shapes.train.loop import Schedule
 from w2sdiff.shapes.train.networks import ENCODERS, NAMES
@@ -22,21 +24,26 @@ def write_cards(out: Path, evaluation: Path | None = None) -> list[Path]:
 
     Args:
         out: the training folder, with its logs.
-        evaluation: what `benchmarks/shapes_quality.py` wrote; without it the cards say that no
-            figures are known.
+        evaluation: what `benchmarks/shapes_quality.py` wrote, or, for the card of the judge
+            alone, `benchmarks/shapes_clip.py`; without it the cards say that no figures are known.
 
     Raises:
         InputError: nothing was exported, or the evaluation file is missing.
     """
     if evaluation is not None and not evaluation.is_file():
-        raise InputError(f"no evaluation at {evaluation}: run benchmarks/shapes_quality.py first")
+        raise InputError(f"no evaluation at {evaluation}: run the benchmark first")
     figures = json.loads(evaluation.read_text()) if evaluation else {}
+    of_judge = figures.get("benchmark") == BENCHMARK
     written = []
     for kind, name in NAMES.items():
-        if (out / name / "model_index.json").is_file():
+        if not of_judge and (out / name / "model_index.json").is_file():
             file = out / name / "README.md"
             file.write_text(_card(kind, out, figures.get(name)), encoding="utf-8")
             written.append(file)
+    if (out / JUDGE / "open_clip_config.json").is_file() and (of_judge or not figures):
+        file = out / JUDGE / "README.md"
+        file.write_text(clip_card(out, figures or None), encoding="utf-8")
+        written.append(file)
     if not written:
         raise InputError(f"nothing exported to {out}: run the stage 'export' first")
     return written

@@ -28,11 +28,11 @@ __all__ = ["CONFIG", "NAME", "POOL_SIZE", "SCHEDULE", "build", "export_clip", "t
 
 NAME = "shapes-clip"
 SCHEDULE = Schedule(
-    steps=1300,
+    steps=1200,
     batch=64,
     lr=1.5e-3,
     warmup=100,
-    cooldown=0.4,
+    cooldown=0.24,
     ema=0.995,
     muon="model.visual.transformer",
 )
@@ -148,6 +148,10 @@ def export_clip(model: Any, tokenizer: Any, folder: Path) -> Path:
     from safetensors.torch import save_file
 
     tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    portable = json.loads(file.read_text())
+    portable.pop("backend", None)  # older versions of transformers do not know it
+    file.write_text(json.dumps(portable, indent=2, sort_keys=True) + "\n")
     config = json.loads(json.dumps(CONFIG))
     config["text_cfg"]["vocab_size"] = len(tokenizer)
     (folder / "open_clip_config.json").write_text(
