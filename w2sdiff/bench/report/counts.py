@@ -53,10 +53,13 @@ def remarks(results: Results) -> list[tuple[str, int]]:
 
 
 def uneven_noise(results: Results) -> int:
-    """How many rows of pictures did not all start from the same noise."""
+    """How many rows of pictures did not all start from the same noise.
+
+    The best of several is left aside: it starts from whichever noise was chosen.
+    """
     noises: dict[tuple[int, int], set[str]] = {}
     for sample in results.samples:
-        if sample.noise is not None:
+        if sample.noise is not None and results.arms[sample.arm].match != "best of n":
             noises.setdefault((sample.prompt, sample.replicate), set()).add(sample.noise)
     return sum(len(found) > 1 for found in noises.values())
 
