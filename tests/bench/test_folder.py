@@ -434,3 +434,76 @@ def test_a_damaged_scored_file_is_refused_in_a_line(tmp_path_factory, data):
     (root / NAME).write_text(text, encoding="utf-8")
     with suppress(InputError):
         read_scored(root)
+
+
+HOSTILE = st.one_of(
+    st.sampled_from(
+        [
+            "../../x",
+            "/etc/passwd",
+            "a\x1b]0;b",
+            "=1+1",
+            "\u202eevil",
+            "<script>",
+            "C:\\x",
+            "x" * 300,
+        ]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(HOSTILE, HOSTILE, HOSTILE), min_size=1, max_size=4))
+def test_whatever_ids_prompts_and_arms_say_only_the_output_folder_is_written(
+    tmp_path_factory, rows
+):
+    root = tmp_path_factory.mktemp("fuzz")
+    draw(root / "a.png")
+    lines = [
+        json.dumps({"id": name, "prompt": prompt, "arm": arm, "path": "a.png"})
+        for name, prompt, arm in rows
+    ]
+    (root / "list.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    before = snapshot(root)
+    with suppress(InputError):
+        listing = read_folder(root / "list.jsonl")
+        with Ledger(root / "out") as ledger:
+            _, scored = score_folder(listing, [parse_scorer(SATURATION)], ledger)
+        write_scored(scored, root / "out")
+        scores_csv(scored).encode()
+        results = folder_results([root / "out"])
+        assert {prompt.text for prompt in results.prompts} <= {row[1].strip() for row in rows}
+    assert {path for path in snapshot(root) if path.parts[0] != "out"} == before
+
+
+def test_a_prompt_of_a_megabyte_is_refused_by_line(tmp_path):
+    draw(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text(f"path,prompt\na.png,{'x' * 1_000_000}\n")
+    with pytest.raises(InputError, match=r"list\.csv, line 2: longer than"):
+        read_folder(tmp_path / "list.csv")
+
+
+@pytest.mark.slow
+def test_a_run_folder_gives_its_arms_and_finds_its_scores(tmp_path, monkeypatch):
+    from w2sdiff.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    experiment = {
+        **{"title": "tiny", "model": "shapes-unet", "steps": 1, "guidance": 3.0},
+        **{"prompts": "shapes", "limit": 2, "scorers": [SATURATION], "rivals": False},
+        "arms": {"one": {"method": "plain"}, "two": {"method": "plain", "steps": 2}},
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps(experiment))
+    assert main(["bench", "tiny.json", "--out", "run", "-q", "--no-report"]) == 0
+    listing = read_folder(tmp_path / "run")
+    assert listing.layout == "run"
+    assert [(e.arm, e.id, e.category) for e in listing.entries] == [
+        ("one", "1", "single"),
+        ("one", "2", "counting"),
+        ("two", "1", "single"),
+        ("two", "2", "counting"),
+    ]
+    with Ledger(tmp_path / "run" / "scores") as ledger:
+        summary, _ = score_folder(listing, [parse_scorer(SATURATION)], ledger)
+    assert (summary.found, summary.made) == (4, 0)

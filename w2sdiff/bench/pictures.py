@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Ahead", "Picture", "Unit", "hashed", "read_picture", "shown"]
 
-_THREADS = 2  # decoding leaves the interpreter's lock; more would take the cores from the scorer
+# Decoding leaves the interpreter's lock. Two keep up with a scorer on the CPU, and more would take
+# its cores; a machine with many cores has an accelerator to feed.
+_THREADS = min(8, max(2, (os.cpu_count() or 1) // 2))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def score(
     ] = "auto",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder of the scores. Default: FOLDER/scores."),
+        typer.Option("--out", "-o", help="Folder of the scores. Default: scores, in FOLDER."),
     ] = None,
     csv: Annotated[
         Path | None, typer.Option("--csv", help="Write the table of scores here, too.")
