@@ -108,8 +108,9 @@ def test_generation_settings_play_no_part(scorer: VQAScore, folder: Path) -> Non
 
 def test_protocol(scorer: VQAScore, tmp_path: Path) -> None:
     assert parse_scorer(VQAScore().name) == VQAScore()
-    assert parse_scorer(scorer.name) == scorer == scorer_from_json(scorer.to_json())
-    assert scorer.name.startswith("vqascore:model=")
+    assert parse_scorer(scorer.to_text()) == scorer == scorer_from_json(scorer.to_json())
+    assert scorer.name == f"vqascore:model={Path(scorer.model).name},dtype=float32"
+    assert VQAScore(dtype="float32").name == f"{VQAScore().name},dtype=float32"
     fingerprint = scorer.fingerprint()
     assert scorer.model not in str(fingerprint)
     assert "model.safetensors" in fingerprint["weights"]

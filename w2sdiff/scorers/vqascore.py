@@ -65,8 +65,10 @@ class VQAScore(Scorer):
     @property
     def name(self) -> str:
         """Always with the model: a VQAScore without it says nothing."""
-        options = f"model={self.model}" + (f",dtype={self.dtype}" * (self.dtype != _TYPES[0]))
-        return f"{self.kind}:{options}"
+        kind, _, options = super().name.partition(":")
+        if "model=" in options:
+            return f"{kind}:{options}"
+        return f"{kind}:model={self.model}" + (f",{options}" if options else "")
 
     def fingerprint(self) -> dict[str, Any]:
         """Every file of the model's folder that decides an answer, by content."""
