@@ -9,19 +9,22 @@ import open_clip
 import pytest
 import torch
 
+from w2sdiff.shapes.captions import parse
 from w2sdiff.shapes.look import look_all
 from w2sdiff.shapes.oracle import judge_all
 from w2sdiff.shapes.sampling import completions, is_held_out
-from w2sdiff.shapes.train import clip, clip_data
+from w2sdiff.shapes.train import clip, clip_data, clip_facts
+from w2sdiff.shapes.world import evaluation_captions, render, sample_scene
 
 SCHEDULE = replace(clip.SCHEDULE, steps=3, batch=8, warmup=1)
+SECOND = replace(SCHEDULE, steps=1)
 POOL = 32
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp("judge")
-    clip.train_clip(out, schedule=SCHEDULE, pool_size=POOL)
+    clip.train_clip(out, schedule=SCHEDULE, second=SECOND, pool_size=POOL)
     return out
 
 
@@ -52,7 +55,7 @@ def test_mirrored_pictures_keep_the_truth(pool):
     items = np.arange(POOL)
     for _ in range(3):  # other pictures are mirrored each time
         generator = torch.Generator().manual_seed(0)
-        pixels, captions, obeyed, covered = clip._batch(pool, items, rng, generator)
+        pixels, captions, obeyed, covered, _ = clip._batch(pool, items, rng, generator)
         own = obeyed[:, :POOL].diagonal()
         assert torch.equal(own, clip_data.obeys(pool, pool.captions).diagonal())
         assert len(captions) == POOL * (1 + clip.ALTERED_CAPTIONS)
@@ -63,14 +66,41 @@ def test_mirrored_pictures_keep_the_truth(pool):
 
 def test_a_resumed_run_is_the_run_that_never_stopped(out, tmp_path):
     (tmp_path / "pools").symlink_to(out / "pools")
-    clip.train_clip(tmp_path, schedule=replace(SCHEDULE, steps=2, cooldown=0.01), pool_size=POOL)
-    clip.train_clip(tmp_path, schedule=replace(SCHEDULE, cooldown=0.01), pool_size=POOL)
     straight = tmp_path / "straight"
     straight.mkdir()
     (straight / "pools").symlink_to(out / "pools")
-    clip.train_clip(straight, schedule=replace(SCHEDULE, cooldown=0.01), pool_size=POOL)
-    name = "shapes-clip/open_clip_model.safetensors"
-    assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
+    steady, second = replace(SCHEDULE, cooldown=0.01), replace(SECOND, steps=2, cooldown=0.01)
+
+    def run(folder, **first):
+        clip.train_clip(folder, schedule=steady, second=replace(second, **first), pool_size=POOL)
+        return (folder / "shapes-clip/open_clip_model.safetensors").read_bytes()
+
+    stopped = run(tmp_path, steps=1)
+    assert run(tmp_path) == run(straight) != stopped
+
+
+def test_pictures_and_captions_say_the_same_facts():
+    rng = np.random.default_rng(0)
+    captions = evaluation_captions(80)
+    readings = look_all(render([sample_scene(caption, rng) for caption in captions]))
+    seen = clip_facts.of_pictures(*clip_data._as_tensors(readings))
+    said = clip_facts.of_captions(captions)
+    assert torch.equal(seen[0], said[0])
+    related = torch.tensor([c.relation is not None for c in captions])
+    assert related.sum() == 20
+    assert torch.equal(seen[1][related], said[1][related])
+    assert (said[1][~related] == clip_facts.UNKNOWN).all()
+
+
+def test_facts_of_a_caption():
+    there, sides = clip_facts.of_captions(
+        [parse("a red circle above a blue square"), parse("a circle"), parse("two red circles")]
+    )
+    assert there.sum(1).tolist() == [2, -24, 1]
+    one, two = (1 + n for n in there[0].nonzero().flatten().tolist())
+    assert sorted(sides[0].tolist()) == [0, 0, *sorted([one, two])]
+    assert sides[0, :2].tolist() == [0, 0]  # neither left nor right
+    assert (sides[1:] == clip_facts.UNKNOWN).all()
 
 
 def test_stock_open_clip_reads_the_folder(out):

@@ -10,6 +10,7 @@ can make scores of different captions comparable.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from w2sdiff.shapes.alter import ALTERATIONS
 from w2sdiff.shapes.captions import Caption
 from w2sdiff.shapes.render import COLOURS, SHAPES
 from w2sdiff.shapes.train.clip_data import GROUP, Pictures, altered, make_pictures, obeys_slots
+from w2sdiff.shapes.train.clip_facts import Facts, of_captions, of_pictures
 from w2sdiff.shapes.train.loop import Schedule, train
 from w2sdiff.shapes.train.text import MAX_TOKENS, build_tokenizer, tokenise
 
-__all__ = ["CONFIG", "NAME", "POOL_SIZE", "SCHEDULE", "build", "export_clip", "train_clip"]
+__all__ = [
+    "CONFIG",
+    "NAME",
+    "POOL_SIZE",
+    "SCHEDULE",
+    "SECOND_SCHEDULE",
+    "build",
+    "export_clip",
+    "train_clip",
+]
 
 NAME = "shapes-clip"
 SCHEDULE = Schedule(
@@ -36,6 +48,8 @@ SCHEDULE = Schedule(
     ema=0.995,
     muon="model.visual.transformer",
 )
+SECOND_SCHEDULE = replace(SCHEDULE, steps=800, lr=1e-3, warmup=50, cooldown=0.4)
+SECOND_ALTERATIONS = (*ALTERATIONS, *("relation", "swap") * 2)
 POOL_SIZE = 12_288
 POOL_SEED = 501
 ALTERED_CAPTIONS = 2  # for each picture, beside those of the other pictures
@@ -65,7 +79,7 @@ class Judge(nn.Module):
     """The model, with a head that reads off each patch which object covers it.
 
     The head teaches the picture tower to see before it can tell captions apart, and is then
-    thrown away.
+    thrown away. So are `facts`, which the second part of the training adds.
     """
 
     def __init__(self, vocabulary: int) -> None:
@@ -74,8 +88,16 @@ class Judge(nn.Module):
         self.model = build(vocabulary)
         self.model.visual.output_tokens = True
         self.head = nn.Linear(CONFIG["vision_cfg"]["width"], 1 + len(SHAPES) * len(COLOURS))
+        self.facts: Facts | None = None
 
-    def forward(self, pixels: Tensor, ids: Tensor, obeyed: Tensor, covered: Tensor) -> Tensor:
+    def forward(
+        self,
+        pixels: Tensor,
+        ids: Tensor,
+        obeyed: Tensor,
+        covered: Tensor,
+        facts: tuple[Tensor, ...],
+    ) -> Tensor:
         """Return the loss.
 
         Args:
@@ -83,11 +105,13 @@ class Judge(nn.Module):
             ids: tokens of m >= n captions, [m, 16]; the first n are those of the pictures.
             obeyed: which picture obeys which caption, bool [n, m].
             covered: the kind that covers each patch, 0 for none, -100 for unknown, [n, 64].
+            facts: of the pictures and of the captions, as in `clip_facts`.
         """
         pictures, patches = self.model.visual(pixels)
+        pictures = functional.normalize(pictures, dim=-1)
         texts = self.model.encode_text(ids, normalize=True)
         scale, bias = self.model.logit_scale.exp(), self.model.logit_bias
-        scores = scale * functional.normalize(pictures, dim=-1) @ texts.T + bias
+        scores = scale * pictures @ texts.T + bias
         n = len(pixels)
         own = torch.arange(n, device=scores.device)
         true = obeyed[own, own]
@@ -100,7 +124,10 @@ class Judge(nn.Module):
         signs = torch.where(obeyed, 1.0, -1.0)
         pairs = -functional.logsigmoid(signs * scores).sum() / n
         seen = functional.cross_entropy(self.head(patches).flatten(0, 1), covered.flatten())
-        return rows + columns + pairs + seen
+        loss = rows + columns + pairs + seen
+        if self.facts is not None:
+            loss = loss + self.facts(pictures, *facts[:2]) + self.facts(texts, *facts[2:])
+        return loss
 
 
 def build(vocabulary: int) -> Any:
@@ -117,10 +144,15 @@ def train_clip(
     *,
     seed: int = 0,
     schedule: Schedule = SCHEDULE,
+    second: Schedule = SECOND_SCHEDULE,
     pool_size: int = POOL_SIZE,
     device: str = "cpu",
 ) -> Path:
     """Train the judge and save it as a stock open_clip folder, `out/shapes-clip`; return that.
+
+    First it learns what is in a picture; left to itself it would take captions for bags of words
+    for a long time. So in the second part a head reads off who is where, and altered captions are
+    mostly those with another relation or swapped colours.
 
     The partly wrong pictures come from the codec in `out/vae`, or from the shipped one where none
     was trained.
@@ -134,12 +166,19 @@ def train_clip(
         rng = np.random.default_rng((seed, step))
         groups = rng.choice(len(pool) // GROUP, schedule.batch // GROUP, replace=False)
         items = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
-        pixels, captions, obeyed, covered = _batch(pool, items, rng, generator)
+        kinds = SECOND_ALTERATIONS if judge.facts else ALTERATIONS
+        pixels, captions, obeyed, covered, facts = _batch(pool, items, rng, generator, kinds)
         ids, _ = tokenise(tokenizer, [c.text for c in captions])
-        value: Tensor = judge(*(t.to(device) for t in (pixels, ids, obeyed, covered)))
+        value: Tensor = judge(
+            *(t.to(device) for t in (pixels, ids, obeyed, covered)),
+            tuple(t.to(device) for t in facts),
+        )
         return value
 
     train(judge, loss, schedule, out / "runs" / "clip", seed=seed)
+    torch.manual_seed(seed)
+    judge.facts = Facts(CONFIG["embed_dim"]).to(device)
+    train(judge, loss, second, out / "runs" / "clip-second", seed=seed + 1)
     return export_clip(judge.model, tokenizer, out / NAME)
 
 
@@ -175,9 +214,13 @@ def _codec(out: Path) -> Any:
 
 
 def _batch(
-    pool: Pictures, items: np.ndarray, rng: np.random.Generator, generator: torch.Generator
-) -> tuple[Tensor, list[Caption], Tensor, Tensor]:
-    """Return pixels, captions (those of the pictures, then altered ones), truth and patches."""
+    pool: Pictures,
+    items: np.ndarray,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    alterations: tuple[str, ...] = ALTERATIONS,
+) -> tuple[Tensor, list[Caption], Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return pixels, captions (those of the pictures, then altered ones), truth, patches, facts."""
     index = torch.from_numpy(items)
     pixels = pool.pixels[index].permute(0, 3, 1, 2).float()
     places = pool.places[index].clone()
@@ -189,11 +232,16 @@ def _batch(
         _mirror(pool.captions[i]) if m else pool.captions[i]
         for i, m in zip(items, mirrored.tolist(), strict=True)
     ]
-    captions += [altered(c, rng) for _ in range(ALTERED_CAPTIONS) for c in captions[: len(items)]]
+    captions += [
+        altered(c, rng, alterations)
+        for _ in range(ALTERED_CAPTIONS)
+        for c in captions[: len(items)]
+    ]
     slots = torch.tensor([c.slots for c in captions])
     obeyed = obeys_slots(objects, kinds, places, slots)
     covered = _covered(objects, kinds, places)
-    return _grain(pixels, generator) / 127.5 - 1, captions, obeyed, covered
+    facts = (*of_pictures(objects, kinds, places), *of_captions(captions))
+    return _grain(pixels, generator) / 127.5 - 1, captions, obeyed, covered, facts
 
 
 def _mirror(caption: Caption) -> Caption:

@@ -51,10 +51,12 @@ class Pictures:
         return len(self.objects)
 
 
-def altered(caption: Caption, rng: np.random.Generator) -> Caption:
-    """Return a caption with one thing altered, never of a held-out combination."""
+def altered(
+    caption: Caption, rng: np.random.Generator, kinds: tuple[str, ...] = ALTERATIONS
+) -> Caption:
+    """Return a caption with one thing altered, of these kinds, never of a held-out combination."""
     while True:
-        other = alter(caption, ALTERATIONS[int(rng.integers(len(ALTERATIONS)))], rng)
+        other = alter(caption, kinds[int(rng.integers(len(kinds)))], rng)
         if other is not None and not is_held_out(completions(other)[0]):
             return other
 
