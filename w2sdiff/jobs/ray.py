@@ -4,23 +4,17 @@ Each actor builds its own `Job` once, so that a model is loaded once per actor, 
 after the other against the same ledger, in a folder that all machines see. An actor that dies is
 replaced by Ray, and what it had in hand is made again; what it had finished is found in the ledger.
 A task whose actor dies every time has failed, and the rest goes on.
-
-Without a cluster it starts one on this machine and ends it again; with ``RAY_ADDRESS`` set, or in a
-program that has called ``ray.init``, it uses that one and leaves it running.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from w2sdiff import errors
 from w2sdiff.errors import InputError, W2SDiffError
+from w2sdiff.jobs.cluster import cluster
 from w2sdiff.jobs.local import Event, Job, Summary, run_local
 from w2sdiff.jobs.values import Done, Failed, Record, Task
 
@@ -28,8 +22,6 @@ __all__ = ["run_ray"]
 
 _TRIES = 3  # of a task whose actor dies; after that it has failed, or it would kill for ever
 _BLOCKS = 2000  # at most so many are on their way; with more tasks than that, each holds several
-_NO_BARS = "ray.data._internal.progress"  # it would say that there are no progress bars
-_STORE = 100 * 2**20  # bytes of shared memory; only numbers and records travel
 
 
 def run_ray(
@@ -75,7 +67,7 @@ def run_ray(
     if not waiting or stopping():
         return summary
 
-    with _cluster(workers, resources or {}) as ray, job.ledger:
+    with cluster(workers, resources or {}) as ray, job.ledger:
         # It holds no state worth losing the run for: should it die, Ray starts it again.
         watch = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Watch).remote()
         answered: set[int] = set()
@@ -200,50 +192,3 @@ def _answers(
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-
-
-@contextmanager
-def _cluster(workers: int, resources: Mapping[str, float]) -> Iterator[Any]:
-    """Ray with a cluster, and with its progress bars and notes switched off meanwhile."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise InputError(
-            "several machines need Ray, which is not installed: pip install 'w2sdiff[ray]'"
-        ) from error
-    own = not ray.is_initialized()
-    if own and os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    elif own:
-        cpus = workers * math.ceil(resources.get("num_cpus", 1)) + 1
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            object_store_memory=_STORE,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars, context.print_on_execution_start
-    context.enable_progress_bars = context.print_on_execution_start = False
-    try:
-        with _at_least(logging.WARNING, "ray.data"), _at_least(logging.ERROR, _NO_BARS):
-            yield ray
-    finally:
-        context.enable_progress_bars, context.print_on_execution_start = before
-        if own:
-            ray.shutdown()
-
-
-@contextmanager
-def _at_least(level: int, name: str) -> Iterator[None]:
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(level)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
