@@ -36,7 +36,7 @@ def words(method, **changes):
         (
             AutoGuidance(weak=Guidance(1.0) | WEAK, base=Edits(), scale=2.5, window=Window()),
             "autoguidance (weak checkpoint=unet_weak,guidance=1; base as called; "
-            "scale 2.5; window 0:1)",
+            "scale 2.5; window 0:1 without the last step)",
         ),
         (Plain(Prompt("bad", negative="good")), 'plain (base prompt="bad",prompt:negative="good")'),
         (ZigZag(window=Window(steps=(1, 2))), "zigzag (weak guidance=0; window of 2 steps)"),

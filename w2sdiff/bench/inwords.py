@@ -79,7 +79,10 @@ def _option(value: Any) -> str:
     if isinstance(value, Window):
         if value.steps is not None:
             return f"of {len(value.steps)} steps"
-        return f"{value.start:g}:{value.stop:g}" + (", the last step too" if value.last else "")
+        if value.when is not None:
+            return "given by a function"
+        part = f"{value.start:g}:{value.stop:g}"
+        return part if value.last or value.stop < 1 else f"{part} without the last step"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
