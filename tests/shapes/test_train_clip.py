@@ -112,3 +112,12 @@ def test_stock_open_clip_reads_the_folder(out):
     sizes = [t.size for t in prepare.transforms if hasattr(t, "size")]
     assert sizes
     assert (folder / "open_clip_model.safetensors").stat().st_size < 3_000_000
+
+
+def test_facts_cost_nothing_where_nothing_is_known():
+    reader, features = clip_facts.Facts(8), torch.ones(3, 8)
+    there = torch.full((3, clip_facts.KINDS), -1)
+    sides = torch.full((3, 4), clip_facts.UNKNOWN)
+    assert reader(features, there, sides) == 0
+    there[0] = 0
+    assert reader(features, there, sides) > 0

@@ -45,8 +45,11 @@ class Facts(nn.Module):
             read[:, :KINDS], there.clamp(min=0).float(), reduction="none"
         )
         rows = read[:, KINDS:].unflatten(1, (4, KINDS + 1)).flatten(0, 1)
-        placed = functional.cross_entropy(rows, sides.flatten(), ignore_index=UNKNOWN)
-        return (seen * (there >= 0)).sum() / len(features) + placed
+        # Sums, not means over what is known: a batch may know nothing.
+        placed = functional.cross_entropy(
+            rows, sides.flatten(), ignore_index=UNKNOWN, reduction="sum"
+        )
+        return ((seen * (there >= 0)).sum() + placed) / len(features)
 
 
 def of_captions(captions: list[Caption]) -> tuple[Tensor, Tensor]:
