@@ -205,6 +205,7 @@ BAD_FILES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_is_no_picture_is_flagged_by_name_and_the_others_are_unharmed(tmp_path):
     pictures = draw(tmp_path / "p", range(4))
     good = pictures[0].path.read_bytes()
