@@ -110,6 +110,7 @@ def test_what_is_no_dictionary_of_tensors_is_refused(tmp_path, value):
         ("nothing.pt", None, "no file or folder at nothing.pt"),
         ("../../x y", None, "no file or folder"),
         ("a/b/c", None, "expected a file, a folder or a hub id"),
+        (" ", "config.json", "got nothing"),
     ],
 )
 def test_what_is_not_here_is_said_so(source, file, words):

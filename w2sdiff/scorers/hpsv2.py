@@ -28,10 +28,10 @@ class HPSv2(Scorer):
     """Preference learned from human rankings, first version of the weights.
 
     Wu et al. 2023, arXiv 2306.09341: 100·cos of CLIP ViT-H/14 features. The whole picture is read,
-    on black, not its middle. Two recipes that must not be mixed: what the published scores were
-    made with (`antialias=false`), and what the published code does with today's torchvision
-    (`antialias=true`), about two points lower. The published code computes the cosine in sixteen
-    bits, on a grid of 0.024 points; here it is exact.
+    on black, not its middle. Two recipes that must not be mixed: without antialias, as published,
+    and with it, as the published code does on torchvision 0.17 or newer (likely why people who
+    rerun the published benchmark find about two points less). The published code computes the
+    cosine in sixteen bits, on a grid of 0.024 points; here it is exact.
 
     Args:
         antialias: false as published, true as installed today.

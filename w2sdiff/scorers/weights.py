@@ -129,6 +129,8 @@ def load_state(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
 
 
 def _local(source: str, file: str | None) -> Path | None:
+    if not source.strip():
+        raise InputError("expected a file, a folder or a hub id, got nothing")
     path = Path(source).expanduser()
     if path.is_dir():
         path = path / file if file else path
