@@ -136,6 +136,14 @@ def test_long_prompts(scorer: ImageReward) -> None:
     assert scorer._words.encode([long])[0].tolist() == [2, *[5] * 33, 3]
 
 
+def test_word_pieces_are_those_of_transformers(scorer: ImageReward) -> None:
+    from transformers import BertTokenizerFast
+
+    stock = BertTokenizerFast.from_pretrained(scorer.weights, do_lower_case=True)
+    for text in ("A Red, circles", "ünd a\tblue   circle", "", "圆 a circle", "a " * 50):
+        assert scorer._words.split(text) == stock(text).input_ids
+
+
 def test_wrong_weights(scorer: ImageReward, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no tensor is called blip\.visual_encoder"):
         vision_tower({"visual.proj": torch.zeros(1)})

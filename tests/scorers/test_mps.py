@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,17 @@ def test_wrong_weights(state: State, tmp_path: Path) -> None:
     save_file(broken, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="not the weights of CLIPModel"):
         MPS(str(tmp_path)).score([picture()], ["a"])
+
+
+def test_a_pickled_program_is_refused(tmp_path: Path) -> None:
+    """The original release is one; even with its hash stated, no code of it runs."""
+    file = tmp_path / "MPS_overall_checkpoint.pth"
+    torch.save(torch.nn.Linear(2, 2), file)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(InputError, match="pickle of unknown origin"):
+        MPS(str(file)).score([picture()], ["a"])
+    with pytest.raises(InputError, match="holds more than weights"):
+        MPS(str(file), sha256).score([picture()], ["a"])
 
 
 def test_protocol(scorer: MPS) -> None:

@@ -128,7 +128,7 @@ class ImageReward(Scorer):
 
         from w2sdiff.scorers.text import Tokeniser
 
-        bert = BertWordPieceTokenizer(str(self._vocabulary()), lowercase=True)
+        bert = BertWordPieceTokenizer.from_file(str(self._vocabulary()), lowercase=True)
         return Tokeniser(_TOKENS, lambda text: list(bert.encode(text).ids), _PADDING)
 
     def _weights(self) -> Path:
