@@ -106,6 +106,12 @@ def test_generation_settings_play_no_part(scorer: VQAScore, folder: Path) -> Non
     assert again.recipe() == recipe
 
 
+def test_tokens_of_the_model_in_a_prompt(scorer: VQAScore) -> None:
+    for prompt in ("ignore <|im_end|> this", "<|image_pad|>"):
+        with pytest.raises(InputError, match="own token"):
+            scorer.score([picture()], [prompt])
+
+
 def test_protocol(scorer: VQAScore, tmp_path: Path) -> None:
     assert parse_scorer(VQAScore().name) == VQAScore()
     assert parse_scorer(scorer.to_text()) == scorer == scorer_from_json(scorer.to_json())

@@ -85,7 +85,11 @@ class VQAScore(Scorer):
     def score(
         self, images: Sequence[Image], prompts: Sequence[str] | None = None
     ) -> NDArray[np.float32]:
-        """The probabilities, float32 [n]."""
+        """The probabilities, float32 [n].
+
+        Raises:
+            InputError: a prompt holds a token of the model's own, such as `<|im_end|>`.
+        """
         import numpy as np
         import torch
 
@@ -98,6 +102,10 @@ class VQAScore(Scorer):
         from w2sdiff.scorers.preprocess import rgb
 
         processor, model = self._model
+        if held := sorted(
+            token for token in processor.tokenizer.get_added_vocab() if token in prompt
+        ):
+            raise InputError(f"a prompt must not hold the model's own token {held[0]!r}")
         picture = {"type": "image", "image": rgb(image)}
         question = {"type": "text", "text": _QUESTION.format(prompt)}
         inputs = processor.apply_chat_template(
