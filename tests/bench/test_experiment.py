@@ -117,6 +117,7 @@ def test_yaml_and_json_say_the_same(tmp_path):
         ({"loras": {"style": "absent.safetensors"}}, "arms.plain: the LoRA file"),
         ({"loras": ["a"]}, "loras: expected NAME: FILE"),
         ({"dtype": "float8"}, "dtype: "),
+        ({"arms": {"a": {"method": "w2sd", "weak": "checkpoint=some/where"}}}, "--download"),
     ],
 )
 def test_what_is_refused_names_the_file_and_the_key(tmp_path, changes, message):

@@ -318,3 +318,10 @@ def test_no_path_of_this_machine_decides_a_key(finished):
         assert str(Path(model_folder("sd", weak=True, lora=True)).parent) not in json.dumps(
             record["spec"]
         )
+
+
+def test_arms_of_other_latents_have_other_noise_and_no_flag(tmp_path):
+    arms = {"plain": {"method": "plain"}, "large": {"method": "plain", "size": 24}}
+    results = run(tmp_path, read(tmp_path, arms=arms, limit=1, rivals=False)).results
+    assert len({sample.noise for sample in results.samples}) == 2
+    assert [sample.flags for sample in results.samples] == [(), ()]

@@ -243,7 +243,7 @@ def _flagged(
     """With flags for what only shows beside other samples: equal pictures, other start noise."""
     rows = manifest.design.rows
     first: dict[Any, Sample] = {}
-    noises: dict[tuple[int, int], tuple[str, str]] = {}
+    noises: dict[tuple[int, int, str], tuple[str, str]] = {}
     for one, sample in zip(found, samples, strict=True):
         flags = list(sample.flags)
         pixels = one.record.facts.get("pixels") if one.record else None
@@ -253,8 +253,8 @@ def _flagged(
                 other = manifest.arms[before.arm].facts.name
                 flags.append(f"same picture as {other}, prompt {rows[before.prompt].id[:_SAID]}")
         arm = manifest.arms[sample.arm]
-        if sample.noise is not None and arm.paired and arm.candidates == 1:
-            cell = sample.prompt, sample.replicate
+        if sample.noise is not None and arm.noise is not None and arm.candidates == 1:
+            cell = sample.prompt, sample.replicate, arm.noise
             noise, name = noises.setdefault(cell, (sample.noise, arm.facts.name))
             if noise != sample.noise:
                 flags.append(f"other start noise than {name}")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from w2sdiff.bench.results import Match
 from w2sdiff.bench.words import ArmWords, Words, read_words
+from w2sdiff.edits import Checkpoint
 from w2sdiff.errors import InputError
 from w2sdiff.generate import (
     LoraFile,
@@ -128,7 +129,10 @@ class Experiment:
         find = cache(lambda **name: find_model(**name, download=download))
         try:
             scorers, select = _scorers(words)
-            made = [_in(f"arms.{arm.name}", _arm, arm, find, device, select) for arm in words.arms]
+            made = [
+                _in(f"arms.{arm.name}", _arm, arm, find, device, select, download)
+                for arm in words.arms
+            ]
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         run = dict(words.run)
@@ -139,10 +143,6 @@ class Experiment:
             notes=tuple(note for _, notes in made for note in notes),
             **{name: value for name, value in run.items() if name != "scorers"},
         )
-
-    def arm(self, name: str) -> Arm:
-        """The arm of this name."""
-        return next(arm for arm in self.arms if arm.name == name)
 
 
 def _in(where: str, make: Callable[..., Any], *arguments: Any) -> Any:
@@ -168,7 +168,11 @@ def _scorers(words: Words) -> tuple[tuple[Scorer, ...], str | None]:
 
 
 def _arm(
-    words: ArmWords, find: Callable[..., Model], device: str | None, select: str | None
+    words: ArmWords,
+    find: Callable[..., Model],
+    device: str | None,
+    select: str | None,
+    download: bool,
 ) -> tuple[Arm, list[str]]:
     model = find(**words.model)
     settings = _settings(words, model, device)
@@ -177,6 +181,8 @@ def _arm(
         for name, value in words.options.items()
     }
     method, notes = choose_method(words.method, options, model, cfg_scale(model, settings))
+    if not download:
+        _refuse_hub_checkpoints(method)
     loras = find_loras(method, settings.loras, model)
     arm = Arm(
         name=words.name,
@@ -188,6 +194,14 @@ def _arm(
     )
     arm.recipe.method_json  # noqa: B018 - what has no JSON form is refused here
     return arm, [f"{words.name}: {note}" for note in notes]
+
+
+def _refuse_hub_checkpoints(method: Method) -> None:
+    for edit in (edit for edits in method.roles.values() for edit in edits or ()):
+        if isinstance(edit, Checkpoint) and not Path(str(edit.source)).exists():
+            raise InputError(
+                f"the checkpoint {edit.source} is not here; --download fetches it from the hub"
+            )
 
 
 def _settings(words: ArmWords, model: Model, device: str | None) -> Settings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from w2sdiff.bench.results import ArmFacts, ScorerFacts
 from w2sdiff.bench.rivals import described
 from w2sdiff.errors import InputError
 from w2sdiff.generate import Recipe, cfg_scale
-from w2sdiff.jobs import canonical, write_whole
+from w2sdiff.jobs import canonical, digest, write_whole
 from w2sdiff.methods import Plain
 from w2sdiff.prompts import PromptSet
 from w2sdiff.scorers import Scorer, scorer_from_json
@@ -37,14 +38,15 @@ class ArmEntry:
         decides: see `Recipe.decides`.
         columns: see `Recipe.columns`.
         candidates: pictures of which the best one counts.
-        paired: whether its run begins with its start noise; not so where it begins with an image.
+        noise: what its start noise depends on besides the seed; arms with the same must have the
+            same noise. None where the run begins with an image.
     """
 
     facts: ArmFacts
     decides: Mapping[str, Any]
     columns: tuple[str, ...]
     candidates: int
-    paired: bool
+    noise: str | None
 
     @classmethod
     def of(cls, arm: Arm, strength: float | None) -> ArmEntry:
@@ -62,8 +64,9 @@ class ArmEntry:
             strength=_own_scale(arm) if strength is None else strength,
             spec=_spec(recipe),
         )
-        paired = settings.image is None
-        return cls(facts, recipe.decides, recipe.columns, arm.candidates, paired)
+        shape = [recipe.decides["model"], settings.size, settings.dtype, settings.scheduler]
+        noise = digest(shape) if settings.image is None else None
+        return cls(facts, recipe.decides, recipe.columns, arm.candidates, noise)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class ScorerEntry:
         )
         return cls(facts, scorer.to_json())
 
-    @property
+    @cached_property
     def scorer(self) -> Scorer:
         """The scorer itself, not loaded."""
         return scorer_from_json(self.spec)

@@ -115,7 +115,9 @@ def run_experiment(
         batch=experiment.batch,
     )
     scorers = _ready(experiment.scorers, experiment, download)
-    for scorer in scorers:
+    names = [experiment.select] if experiment.select is not None else []
+    choosers = _ready([parse_scorer(name) for name in names], experiment, download)
+    for scorer in (*scorers, *choosers):
         scorer.recipe()  # weights that are not here are said before hours of drawing
     work = DrawWork(watch.step)
     strengths: dict[str, float] = {}
@@ -124,8 +126,8 @@ def run_experiment(
         if watch.stopping():
             return Outcome(Summary(), Summary(), stopped=True)
         experiment = with_rivals(experiment, strengths, watch)
-    chooses = {arm.select for arm in experiment.arms if arm.select is not None}
-    choosers = _ready([parse_scorer(name) for name in chooses], experiment, download)
+    if all(arm.candidates == 1 for arm in experiment.arms):
+        choosers = []
     manifest = Manifest.of(experiment, design, prompts, strengths, choosers)
 
     with Ledger(run / IMAGES) as images, Ledger(run / SCORES) as scores:

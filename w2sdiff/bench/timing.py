@@ -19,9 +19,8 @@ FILE = "timing.json"
 def write_timing(results: Results, run: Path) -> Path:
     """Seconds and peak memory per picture of each arm; see `Sample`.
 
-    Seconds are medians over pictures, each a share of its batch; the first batch of a process,
-    which includes loading, is among them. `process_peak_mb` is that of the process that wrote the
-    file, scoring included.
+    Seconds are medians over pictures, each a share of its batch, loading not counted.
+    `process_peak_mb` is that of the process that wrote the file, scoring included.
 
     Raises:
         InputError: the folder cannot be written.
