@@ -198,17 +198,24 @@ def test_any_json_is_votes_or_refused(tmp_path_factory, data):
     assert len(votes.refused) == 1 or all(vote.value in (0, 0.5, 1) for vote in votes.votes)
 
 
-def test_votes_of_another_run_and_a_damaged_key_are_refused(run, tmp_path):
+def test_votes_on_what_the_run_no_longer_has_take_no_part(run):
     write_vote_page(run, "w2sd", "plain", run.folder)
-    ballot(run.folder, ["left"])
+    ballot(run.folder, ["tie"] * 8)
     votes = read_votes(run.folder)
+    samples = tuple(one for one in run.samples if one.prompt < 3)
+    shorter = fold_votes(dataclasses.replace(run, prompts=run.prompts[:3], samples=samples), votes)
+    assert shorter.provenance["votes"] == {"voters": 1, "counted": 3, "left_out": 5}
+    assert (shorter.values["votes"][: run.arm("w2sd = steps")] == 0.5).all()
     other = dataclasses.replace(run, arms=run.arms[:1], samples=run.samples[:8])
-    with pytest.raises(InputError, match="are they of another run"):
-        fold_votes(other, votes)
+    assert fold_votes(other, votes) is other
+
+
+def test_a_damaged_key_is_refused_and_not_overwritten(run):
+    write_vote_page(run, "w2sd", "plain", run.folder)
     (run.folder / "vote-key.json").write_text('{"polls": {"x": {"arm": 1}}}')
     with pytest.raises(InputError, match="no key to a vote"):
         read_votes(run.folder)
-    with pytest.raises(InputError, match="no key to a vote"):  # and it is not overwritten
+    with pytest.raises(InputError, match="no key to a vote"):
         write_vote_page(run, "w2sd", "plain", run.folder)
 
 

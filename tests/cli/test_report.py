@@ -77,7 +77,7 @@ def test_votes_come_back_as_a_score(run, capsys):
     vote(run, poll, 2)
     code, _, said = report(capsys, run, "--no-html")
     assert code == 0
-    assert "votes: 2 by 1 voters" in said
+    assert "votes: 2 of 2 count" in said
     assert '"votes"' in (run / "summary.json").read_text()
     stranger = vote(run, "another", 1, voter="fedcba9876543210")
     code, _, said = report(capsys, run, "--no-html")

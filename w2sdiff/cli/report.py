@@ -111,9 +111,11 @@ def _with_votes(
     votes = read_votes(where, files)
     for path, reason in votes.refused:
         reporter.note(f"votes left out: {path}: {reason}")
+    folded = fold_votes(results, votes)
     if votes.votes:
-        reporter.note(f"votes: {len(votes.votes)} by {votes.voters} voters")
-    return fold_votes(results, votes), len(votes.refused)
+        counts = folded.provenance.get("votes", {"counted": 0})
+        reporter.note(f"votes: {counts['counted']} of {len(votes.votes)} count")
+    return folded, len(votes.refused)
 
 
 def _pages(

@@ -64,6 +64,10 @@ def read_votes(folder: Path, files: Iterable[Path] = ()) -> Votes:
 
     Raises:
         InputError: the key is damaged.
+
+    Example:
+        >>> read_votes(Path("a folder without votes"))
+        Votes(votes=(), refused=())
     """
     polls = read_key(folder)
     ballots: dict[tuple[str, str], _Ballot] = {}
@@ -90,23 +94,23 @@ def fold_votes(results: Results, votes: Votes) -> Results:
     of arms never share a score: what was voted between two says nothing about a third. The score
     is called `votes` if one pair was voted on, `votes: ARM / RIVAL` if several were.
 
-    Raises:
-        InputError: a vote is on an arm or a prompt that these results do not have.
+    Votes on arms or prompts that these results do not have (the run was cut or changed since) take
+    no part; provenance counts them.
     """
-    if not votes.votes:
-        return results
     arms = {arm.name: n for n, arm in enumerate(results.arms)}
     prompts = {prompt.id: n for n, prompt in enumerate(results.prompts)}
-    pairs = list(dict.fromkeys((vote.arm, vote.rival) for vote in votes.votes))
+    cast = [
+        vote
+        for vote in votes.votes
+        if vote.arm in arms and vote.rival in arms and vote.prompt in prompts
+    ]
+    if not cast:
+        return results
+    pairs = list(dict.fromkeys((vote.arm, vote.rival) for vote in cast))
     names = {pair: "votes" if len(pairs) == 1 else f"votes: {' / '.join(pair)}" for pair in pairs}
     said: dict[tuple[int, int, int], dict[str, list[float]]] = {}
-    for vote in votes.votes:
+    for vote in cast:
         name = names[vote.arm, vote.rival]
-        if vote.arm not in arms or vote.rival not in arms or vote.prompt not in prompts:
-            raise InputError(
-                f"there are votes on {vote.arm!r} against {vote.rival!r} at prompt "
-                f"{vote.prompt!r}, which this run does not have; are they of another run?"
-            )
         for arm, value in ((vote.arm, vote.value), (vote.rival, 1 - vote.value)):
             place = (arms[arm], prompts[vote.prompt], vote.replicate)
             said.setdefault(place, {}).setdefault(name, []).append(value)
@@ -115,8 +119,9 @@ def fold_votes(results: Results, votes: Votes) -> Results:
         own = said.get((one.arm, one.prompt, one.replicate), {})
         means = {name: sum(values) / len(values) for name, values in own.items()}
         samples.append(dataclasses.replace(one, scores={**one.scores, **means}) if own else one)
-    scorers = tuple(_facts(names[pair], pair, votes) for pair in pairs)
-    counts = {"voters": votes.voters, "votes": len(votes.votes)}
+    scorers = tuple(_facts(names[pair], pair, cast) for pair in pairs)
+    left_out = len(votes.votes) - len(cast)
+    counts = {"voters": votes.voters, "counted": len(cast), "left_out": left_out}
     return dataclasses.replace(
         results,
         samples=tuple(samples),
@@ -125,9 +130,9 @@ def fold_votes(results: Results, votes: Votes) -> Results:
     )
 
 
-def _facts(name: str, pair: tuple[str, str], votes: Votes) -> ScorerFacts:
-    cast = [dataclasses.asdict(vote) for vote in votes.votes if (vote.arm, vote.rival) == pair]
-    fingerprint = {"scorer": "votes", "formula": "mean over voters", "votes": digest(cast)}
+def _facts(name: str, pair: tuple[str, str], cast: Iterable[Vote]) -> ScorerFacts:
+    own = [dataclasses.asdict(vote) for vote in cast if (vote.arm, vote.rival) == pair]
+    fingerprint = {"scorer": "votes", "formula": "mean over voters", "votes": digest(own)}
     return ScorerFacts(
         name=name,
         group="exact",

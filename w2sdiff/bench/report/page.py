@@ -47,6 +47,15 @@ def write_report(
 
     Raises:
         InputError: `pictures` is negative, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from w2sdiff.bench.results import ArmFacts
+        >>> from w2sdiff.bench.stats import analyse
+        >>> results = Results("Nothing yet", Path("."), (ArmFacts("plain", "plain"),), (), (), ())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in write_report(results, analyse(results), Path(folder))]
+        ['index.html']
     """
     if pictures is not None and pictures < 0:
         raise InputError(f"expected the number of prompts to show, 0 or more, got {pictures}")
