@@ -90,3 +90,10 @@ def test_two_processes_share_the_work(tmp_path, whole):
         ended(child) for child in (started(tmp_path, experiment), started(tmp_path, experiment))
     ] == [0, 0]
     nothing_lost_nothing_twice(tmp_path, folder)
+
+
+def test_actors_of_a_cluster_make_the_same_run(tmp_path, whole):
+    pytest.importorskip("ray")
+    folder, experiment, _ = whole
+    assert run(tmp_path, experiment, engine="ray", workers=2).complete
+    nothing_lost_nothing_twice(tmp_path, folder)
