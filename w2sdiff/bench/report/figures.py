@@ -7,7 +7,7 @@ page.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from w2sdiff.bench.analysis import Analysis, Comparison
@@ -143,7 +143,9 @@ def scatter(
         return round(BOTTOM - (BOTTOM - TOP) * share, 1)
 
     points = []
-    for (arm, cell), shift in zip(arms, apart([arm.evaluations for arm, _ in arms]), strict=True):
+    for (arm, cell), shift in zip(
+        arms, apart([arm.evaluations or 0 for arm, _ in arms]), strict=True
+    ):
         low, high = cell.interval if all(map(math.isfinite, cell.interval)) else (cell.mean,) * 2
         points.append(
             Point(
@@ -180,13 +182,24 @@ def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
     return [(value, f"{value:.{places}f}".replace("-", "−")) for value in values]
 
 
-def apart(values: Sequence[int | None]) -> Iterator[float]:
-    """How far to shift each point, in widths of a mark, so that equal ones stand side by side.
+def apart(values: Sequence[int]) -> list[float]:
+    """How far to shift each point, in widths of a mark, so that near ones stand side by side.
+
+    Near are those within a thirtieth of the largest value of the next smaller one.
 
     Example:
-        >>> list(apart([40, 80, 80]))
-        [0.0, -0.5, 0.5]
+        >>> apart([40, 81, 80])
+        [0.0, 0.5, -0.5]
     """
-    for n, value in enumerate(values):
-        place, count = values[:n].count(value), values.count(value)
-        yield place - (count - 1) / 2
+    clusters: list[list[int]] = []
+    order = sorted(range(len(values)), key=lambda n: (values[n], n))
+    for n in order:
+        if clusters and values[n] - values[clusters[-1][-1]] <= max(values) / 30:
+            clusters[-1].append(n)
+        else:
+            clusters.append([n])
+    shifts = [0.0] * len(values)
+    for cluster in clusters:
+        for place, n in enumerate(cluster):
+            shifts[n] = place - (len(cluster) - 1) / 2
+    return shifts
