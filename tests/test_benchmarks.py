@@ -1,4 +1,4 @@
-"""Each benchmark on the embedded models runs from the command line and says what it found."""
+"""Each benchmark runs from the command line and says what it found."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ REPO = Path(__file__).parent.parent
 SMALLEST = {
     "shapes_balance": "--n 8 --steps 2",
     "shapes_methods": "--models shapes-dit --limit 8 --choose-on 4 --steps 2",
+    "harness": "--parts ledger report --items 200 --prompts 8",
 }
 MODELS = {"shapes_balance": "shapes-unet", "shapes_methods": "shapes-dit"}
 
@@ -23,7 +24,7 @@ MODELS = {"shapes_balance": "shapes-unet", "shapes_methods": "shapes-dit"}
 def result(request, tmp_path_factory) -> dict:
     """The last line of a script's output, which is also its file."""
     name = request.param
-    if MODELS[name] not in shapes.checkpoint_names():
+    if name in MODELS and MODELS[name] not in shapes.checkpoint_names():
         pytest.skip(f"the embedded checkpoint {MODELS[name]} is not there")
     out = tmp_path_factory.mktemp("results") / f"{name}.json"
     script = REPO / "benchmarks" / f"{name}.py"
@@ -61,3 +62,12 @@ def test_methods_spend_no_more_than_w2sd(result):
             d = arm["minus_reference"]
             assert d["wins"] - d["losses"] == round(8 * d["difference"])
             assert d["difference"] == pytest.approx(arm["score"]["share"] - reference, abs=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["harness"], indirect=True)
+def test_harness_measures_what_it_names(result):
+    assert result["ledger"]["items"] == 200
+    assert result["report"]["arms"] == 6
+    assert len(result["targets"]) == 5
+    assert all(row["measured"] > 0 for row in result["targets"].values())
