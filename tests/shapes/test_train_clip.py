@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from w2sdiff.shapes.look import look_all
 from w2sdiff.shapes.oracle import judge_all
 from w2sdiff.shapes.sampling import completions, is_held_out
 from w2sdiff.shapes.train import clip, clip_data, clip_facts
+from w2sdiff.shapes.train.card import write_cards
 from w2sdiff.shapes.world import evaluation_captions, render, sample_scene
 
 SCHEDULE = replace(clip.SCHEDULE, steps=3, batch=8, warmup=1)
@@ -112,6 +114,24 @@ def test_stock_open_clip_reads_the_folder(out):
     sizes = [t.size for t in prepare.transforms if hasattr(t, "size")]
     assert sizes
     assert (folder / "open_clip_model.safetensors").stat().st_size < 3_000_000
+
+
+def test_the_card_says_what_was_measured_or_that_nothing_was(out, tmp_path):
+    write_cards(out)
+    assert "Not evaluated." in (out / "shapes-clip" / "README.md").read_text()
+    share = {"share": 0.5, "low": 0.4, "high": 0.6, "n": 100}
+    area = {"auc": 0.75, "low": 0.7, "high": 0.8, "pictures": 40, "obeyed": 0.5}
+    figures = {
+        "benchmark": "shapes_clip",
+        "true_above_altered": {"seen": {"swap": share}, "held out": {"swap": share}},
+        "agreement_with_oracle": {"all": area, "categories": {}, "arms": {}},
+    }
+    (tmp_path / "figures.json").write_text(json.dumps(figures))
+    (card,) = write_cards(out, tmp_path / "figures.json")
+    text = card.read_text()
+    assert "| swap | 50.0 (40.0 to 60.0) | 100 | 50.0 (40.0 to 60.0) | 100 |" in text
+    assert "| all | 40 | 50 | 0.750 (0.700 to 0.800) |" in text
+    assert "| second | 1 |" in text
 
 
 def test_facts_cost_nothing_where_nothing_is_known():

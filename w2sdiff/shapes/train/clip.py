@@ -179,7 +179,8 @@ def train_clip(
     torch.manual_seed(seed)
     judge.facts = Facts(CONFIG["embed_dim"]).to(device)
     train(judge, loss, second, out / "runs" / "clip-second", seed=seed + 1)
-    return export_clip(judge.model, tokenizer, out / NAME)
+    # A fresh tokenizer: one that was used remembers how it padded.
+    return export_clip(judge.model, build_tokenizer("clip"), out / NAME)
 
 
 def export_clip(model: Any, tokenizer: Any, folder: Path) -> Path:

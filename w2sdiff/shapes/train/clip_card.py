@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from w2sdiff.shapes.train.clip import NAME, SCHEDULE
+from w2sdiff.shapes.train.clip import NAME, SCHEDULE, SECOND_SCHEDULE
 
 __all__ = ["BENCHMARK", "clip_card"]
 
@@ -68,20 +68,22 @@ def _share(value: dict[str, Any]) -> str:
 
 
 def _training(out: Path) -> str:
-    log = out / "runs" / "clip" / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    ended = (
-        f" {lines[-1]['step']} steps took {lines[-1]['seconds'] / 60:.0f} minutes of wall-clock on "
-        "one thread of a two-core CPU machine that other work kept busy; the last loss was "
-        f"{lines[-1]['loss']:g}."
-        if lines
-        else ""
-    )
-    return (
-        f"`python -m w2sdiff.shapes.train clip --seed 0 --out DIR`\n\n"
-        f"{SCHEDULE.steps} steps of {SCHEDULE.batch} pictures, each with its caption and two "
-        f"altered ones.{ended} Weights are averaged over the run; the file holds float16."
-    )
+    lines = [
+        "`python -m w2sdiff.shapes.train clip --seed 0 --out DIR`",
+        "",
+        "| part | steps | batch | peak learning rate | minutes | last loss |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    runs = {"clip": ("first", SCHEDULE), "clip-second": ("second", SECOND_SCHEDULE)}
+    for run, (name, schedule) in runs.items():
+        log = out / "runs" / run / "log.jsonl"
+        if log.is_file():
+            end = json.loads(log.read_text().splitlines()[-1])
+            lines.append(
+                f"| {name} | {end['step']} | {schedule.batch} | {schedule.lr:g} | "
+                f"{end['seconds'] / 60:.0f} | {end['loss']:g} |"
+            )
+    return "\n".join([*lines, "", _TRAINING])
 
 
 _HEAD = f"""---
@@ -108,6 +110,12 @@ folder = judge_path("{NAME}")
 model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{folder}}")
 tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
 ```"""
+
+_TRAINING = """Each picture of a batch comes with its caption and two altered ones. Left to itself
+the model takes captions for bags of words: after the first part, relations and swapped colours were
+at chance. The second part adds a linear head, thrown away afterwards, that reads who is where off
+the features of pictures and captions alike. Wall-clock minutes of one thread on a two-core CPU
+machine that other work kept busy. Weights are averaged over each part; the file holds float16."""
 
 _LIMITS = """## Data, licence, limitations
 
