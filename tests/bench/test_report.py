@@ -243,7 +243,7 @@ def test_unequal_cost_and_unequal_noise_are_said_in_words(tmp_path):
     assert "start noise is not the same" not in page.words
     other = dataclasses.replace(results.samples[0], noise="0" * 64)
     _, page = page_of(dataclasses.replace(results, samples=(other, *results.samples[1:])), tmp_path)
-    assert "In 1 rows the start noise is not the same for all arms" in page.words
+    assert "In 1 of the rows the start noise is not the same for all arms" in page.words
 
 
 def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path):
