@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from w2sdiff import shapes
-    from w2sdiff.drivers import attach
+    from w2sdiff.drivers.attach import attach
     from w2sdiff.edits import Checkpoint, Guidance, Lora, Prompt
     from w2sdiff.errors import InputError, UnsupportedError, W2SDiffError
     from w2sdiff.methods import W2SD, AutoGuidance, Plain, Window, ZigZag

@@ -334,3 +334,21 @@ class TestReflection:
             x, _, reflected, after = shown[3 * i : 3 * i + 4]
             expected = (reflected - x).abs().mean() / (after - x).abs().mean()
             assert stats.reflection[i] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_step_that_ends_with_other_words_leaves_the_call_its_own():
+    """The last request of AutoGuidance is the weak one's; the next strong one is as called."""
+    pipe = tiny.build("sd")
+    seen = []
+
+    def look(_pipe, _i, _t, kwargs):
+        seen.append(kwargs["prompt_embeds"].clone())
+        return {}
+
+    words = {"callback_on_step_end": look, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    with attach(pipe, AutoGuidance(weak=Prompt("something else"), scale=1.5)):
+        two = tiny.latents(pipe, "sd", **words)
+    with attach(pipe, AutoGuidance(weak=Prompt("something else"), scale=1.5, base=Edits())):
+        three = tiny.latents(pipe, "sd", **words)  # ends with the base, which has no words
+    torch.testing.assert_close(two, three, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(one, seen[0]) for one in seen)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from w2sdiff.edits import Edits, Guidance, Prompt
+from w2sdiff.edits import Edits, Guidance
 from w2sdiff.errors import UnsupportedError
 from w2sdiff.generate import Shot, Studio, cfg_scale
 from w2sdiff.methods import AutoGuidance, Eval, Method, Step, Steps
@@ -152,8 +152,6 @@ class Measured(Method):
             del self._roles["conditional"], self._roles["unconditional"]
         if _has_pair(method, guided):
             self.asks += ("strong", "weak")
-        every = [edit for edits in method.roles.values() for edit in edits or ()]
-        self._has_words = any(isinstance(edit, Prompt) for edit in every)
         self._guided = guided
         self._steps: list[torch.Tensor] = []
 
@@ -176,9 +174,6 @@ class Measured(Method):
         for role in self.asks:
             moved[role] = (step.x, (yield Eval(step.x, role, at=step.this)))
         self._steps.append(self._coordinates(step, moved))
-        if self._has_words:
-            # A pipeline goes on with the words of the last request, which is to be the method's.
-            yield Eval(step.x, request.role, at=step.this)
         return prediction, x
 
     def take(self) -> tuple[list[list[float]], int]:

@@ -91,6 +91,11 @@ class Words:
                     "while a role has its own prompt; use one or the other."
                 )
 
+    @property
+    def called(self) -> dict[str, Any]:
+        """The loop's own values of what any role changes."""
+        return self._called
+
     def inputs(self, role: str) -> dict[str, Any]:
         """Loop variables to bind while the role speaks; nothing if no role has words of its own."""
         changed = self._changed.get(role)

@@ -231,9 +231,13 @@ class Run:
     def _real_step(
         self, scheduler: Any, args: Any, kwargs: Any, prediction: torch.Tensor, x: torch.Tensor
     ) -> Any:
+        assert self._words is not None
         self._leave()
         self._branches = None
         self.asking, self.t = False, self._called_t
+        # What follows the step, and the next step, see the words of the call again, not those of
+        # the last request.
+        self.inputs = self._words.called
         if x is not self._step.x and getattr(scheduler, "last_sample", None) is not None:
             # UniPC's and SASolver's corrector (diffusers 0.42) rebuilds the sample from the last
             # one and would ignore ours.
