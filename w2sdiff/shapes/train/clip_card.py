@@ -122,6 +122,10 @@ _LIMITS = """## Data, licence, limitations
 Every picture comes from the world of shapes: drawn, endless, free of rights. Held-out combinations
 of kinds never occur in training. Weights, data and code are under Apache-2.0.
 
-It is a learned judge and errs; the oracle (`w2sdiff.shapes.judge`) does not. It exists so that a
+It is a learned judge and errs; the oracle (`w2sdiff.shapes.judge`) does not. Its weak sides are
+those of large CLIPs: relations, and above all which of two objects has which colour (the figures
+above say how weak). Among good pictures it tells right from wrong less well than among bad ones.
+
+It exists so that a
 scorer of the usual kind can be studied beside the truth: how far its gains are real. It knows the
 words of this world and nothing else."""
