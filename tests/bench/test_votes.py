@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 import pytest
-from bench.made import SCORERS, made_prompts, made_results
+from bench.made import ARMS, SCORERS, made_prompts, made_results
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -66,8 +66,10 @@ def test_page_does_not_say_whose_pictures_it_shows(tmp_path):
 
 
 def test_left_and_right_by_chance_each_prompt_once_same_seed_same_page(tmp_path):
-    prompts = made_prompts(200)
-    run = made_results(tmp_path, prompts=prompts, scorers=SCORERS[:1], replicates=2, size=8)
+    prompts = made_prompts(120)
+    run = made_results(
+        tmp_path, arms=ARMS[:2], prompts=prompts, scorers=SCORERS[:1], replicates=2, size=8
+    )
     first = [path.read_bytes() for path in write_vote_page(run, "w2sd", "plain", tmp_path)]
     _, pairs = poll_of(tmp_path)
     assert len({pair["prompt"] for pair in pairs}) == 100
