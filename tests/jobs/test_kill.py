@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 from jobs import toy
 
-from w2sdiff.jobs import Ledger, run_local
+from w2sdiff.jobs import Done, Item, Ledger, Task, run_local
 
 ITEMS = 200
 KILLS = 20
+
+
+def score(task: Task) -> list[Done]:
+    return [Done({}, {"score": 0.5}) for _ in task.items]
 
 
 def make(folder: Path, seconds: float) -> None:
@@ -55,3 +59,37 @@ def test_twenty_kills_at_random_moments_in_two_processes(tmp_path, seed):
     # Begun again is only what a killed process had in hand, and some of them had something.
     again = len(toy.begun(folder)) - ITEMS
     assert 0 < again <= KILLS
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_processes_with_batches_of_different_sizes_do_not_meet(tmp_path):
+    """The same items under other names: a claim on one batch says nothing of the other."""
+
+    def make_batches(size: int) -> None:
+        items = [Item({"n": n}) for n in range(300)]
+        batches = [Task(tuple(items[n : n + size])) for n in range(0, len(items), size)]
+        with Ledger(tmp_path / "run") as ledger:
+            assert run_local(ledger, batches, score).complete
+
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=make_batches, args=(size,)) for size in (1, 4, 5)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert sum(record.status == "done" for record in Ledger(tmp_path / "run").records()) == 300
+    assert not (tmp_path / "run" / "claims").exists()
+
+
+def test_the_claim_of_a_process_killed_after_its_last_write_is_tidied_away(tmp_path):
+    claims = tmp_path / "claims"
+    with Ledger(tmp_path) as ledger:
+        task = Task((Item({"n": 0}),))
+        run_local(ledger, [task], score)
+        (claims / task.key).touch()  # as the killed process would leave it
+        other = Ledger(tmp_path)
+        with ledger.hold("somebody's"):
+            other.close()
+            assert [path.name for path in claims.iterdir()] == ["somebody's"]
+    assert not claims.exists()

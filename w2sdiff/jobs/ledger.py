@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from w2sdiff.jobs.values import UNREADABLE, Done, Failed, Item, Record, Task, is
 __all__ = ["Claim", "Ledger", "State"]
 
 _log = logging.getLogger(__name__)
+_TURN_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ class Claim:
             InputError: the folder cannot be written or the disk is full; finished items stay whole.
         """
         pairs = zip(self.task.items, outcomes, strict=True)
-        return [self._ledger._save(item, outcome) for item, outcome in pairs]
+        if len(self.task.items) == 1:
+            return [self._ledger._save(item, outcome) for item, outcome in pairs]
+        # Another process may have the same items in batches of another size, under other names.
+        return [self._ledger._save_in_turn(item, outcome) for item, outcome in pairs]
 
 
 class Ledger:
@@ -97,7 +102,7 @@ class Ledger:
     def state(self, task: Task) -> State:
         """How far a task is."""
         read = [self._read(item.key) for item in task.items]
-        return State(tuple(record for record, _ in read), max(time for _, time in read))
+        return State(tuple(record for record, _ in read), max(written for _, written in read))
 
     def records(self) -> Iterator[Record]:
         """Every readable record of the folder, by key; foreign files are passed over."""
@@ -148,7 +153,11 @@ class Ledger:
             yield held
 
     def close(self) -> None:
-        """Remove the claims folder, and what else this ledger made and left empty."""
+        """Remove claims of dead processes, and the folders this ledger made and left empty."""
+        with suppress(OSError, InputError):
+            for path in self._claims.iterdir():
+                with locked(path):  # which takes the file away, unless somebody has it
+                    pass
         for folder in (self._claims, *reversed(self._made)):
             with suppress(OSError):  # not empty, or another process is in it
                 folder.rmdir()
@@ -166,7 +175,7 @@ class Ledger:
         path = f"{self._record}{key}.json"
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-                time = os.fstat(file.fileno()).st_mtime_ns
+                written = os.fstat(file.fileno()).st_mtime_ns
                 record = Record.from_json(file.readall())
             if record.key != key:
                 raise ValueError("the record of another item")
@@ -179,7 +188,14 @@ class Ledger:
             if self._size(name) != facts["bytes"]:
                 _log.warning("%s is missing or cut off; it is made again", self.folder / name)
                 return None, 0
-        return record, time
+        return record, written
+
+    def _save_in_turn(self, item: Item, outcome: Done | Failed) -> Record:
+        while True:
+            with self.hold(item.key) as held:
+                if held:
+                    return self._save(item, outcome)
+            time.sleep(_TURN_SECONDS)
 
     def _save(self, item: Item, outcome: Done | Failed) -> Record:
         before = self.get(item.key)
