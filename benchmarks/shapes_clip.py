@@ -34,7 +34,7 @@ from w2sdiff.shapes.world import (
 )
 
 RESULTS = Path(__file__).parent / "results" / "shapes_clip.json"
-RENDER_SEED, CAPTION_SEED, FIRST_NOISE = 601, 602, 300_000
+RENDER_SEED, CAPTION_SEED, FIRST_NOISE = 701, 702, 400_000
 ARMS = [(role, scale) for role in ("strong", "weak") for scale in (1.0, 3.0)]
 DRAWS = 2_000
 

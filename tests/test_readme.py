@@ -69,6 +69,13 @@ def test_every_public_method_and_edit_is_in_the_readme() -> None:
         assert f"{kind.__name__}(" in text
 
 
+def test_every_scorer_is_in_the_readme() -> None:
+    from w2sdiff.scorers import SCORERS
+
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    assert not [kind for kind in SCORERS if f"`{kind}`" not in text]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     text = (REPO / page).read_text(encoding="utf-8")
@@ -106,21 +113,20 @@ def test_results_tables_are_those_of_the_result_files() -> None:
 
 
 def test_commands_use_options_that_exist() -> None:
-    """Every `--option` of the pages and the Makefile is one that `w2sdiff generate` knows."""
+    """Every `w2sdiff COMMAND --option` of the pages and the Makefile is one that it knows."""
     import typer.main
 
     from w2sdiff.cli.app import app
 
     known = {
-        option
-        for command in typer.main.get_command(app).commands.values()
-        for parameter in command.params
-        for option in parameter.opts
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in typer.main.get_command(app).commands.items()
     }
     used = set()
-    for page in ["README.md", "Makefile"]:
+    for page in ["README.md", "Makefile", "benchmarks/README.md"]:
         text = (REPO / page).read_text(encoding="utf-8").replace("\\\n", " ")
-        for command in re.findall(r"w2sdiff generate (.*)", text):
-            used |= set(re.findall(r"--[a-z-]+", command))
-    assert used
-    assert used <= known
+        for command, options in re.findall(r"w2sdiff ([a-z]+) ([^`\n]*)", text):
+            if command in known:
+                used |= {(command, option) for option in re.findall(r"--[a-z-]+", options)}
+    assert {"generate", "score", "report"} <= {command for command, _ in used}
+    assert not [(command, option) for command, option in used if option not in known[command]]

@@ -48,7 +48,7 @@ SCHEDULE = Schedule(
     ema=0.995,
     muon="model.visual.transformer",
 )
-SECOND_SCHEDULE = replace(SCHEDULE, steps=800, lr=1e-3, warmup=50, cooldown=0.4)
+SECOND_SCHEDULE = replace(SCHEDULE, steps=2000, lr=1e-3, warmup=50, cooldown=0.3)
 SECOND_ALTERATIONS = (*ALTERATIONS, *("relation", "swap") * 2)
 POOL_SIZE = 12_288
 POOL_SEED = 501
