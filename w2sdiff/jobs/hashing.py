@@ -14,6 +14,9 @@ from w2sdiff.errors import InputError
 
 __all__ = ["canonical", "digest", "file_sha256", "weights_sha256"]
 
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 _LARGE = 2**22  # bytes; to hash less takes a few ms, and pictures would swell the memory
 
 
@@ -29,9 +32,7 @@ def canonical(value: Any) -> str:
         '{"a":"é","b":1.5}'
     """
     try:
-        text = json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )
+        text = _ENCODER.encode(value)
         text.encode()  # a lone surrogate passes json but has no UTF-8 form
     except (TypeError, ValueError) as error:
         raise InputError(f"expected a value with a JSON form, got one without: {error}") from error

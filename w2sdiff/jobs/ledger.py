@@ -26,6 +26,7 @@ __all__ = ["Claim", "Ledger", "State"]
 
 _log = logging.getLogger(__name__)
 _TURN_SECONDS = 0.01
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,8 @@ class Ledger:
         """The sound record of a key, and when it was written; (None, 0) if there is none."""
         path = f"{self._record}{key}.json"
         try:
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-                written = os.fstat(file.fileno()).st_mtime_ns
-                record = Record.from_json(file.readall())
+            text, written = _bytes_and_time(path)
+            record = Record.from_json(text)
             if record.key != key:
                 raise ValueError("the record of another item")
         except FileNotFoundError:
@@ -243,6 +243,16 @@ class Ledger:
         with suppress(OSError), (self.folder / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return None
+
+
+def _bytes_and_time(path: str) -> tuple[bytes, int]:
+    """A small file, and when it was written, without the buffers and objects of `open`."""
+    handle = os.open(path, os.O_RDONLY | _BINARY)
+    try:
+        state = os.fstat(handle)
+        return os.read(handle, state.st_size + 1), state.st_mtime_ns
+    finally:
+        os.close(handle)
 
 
 def _plain(name: str) -> str:

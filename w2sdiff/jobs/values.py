@@ -80,7 +80,8 @@ class Record:
     @classmethod
     def from_json(cls, text: str | bytes) -> Record:
         """Read a record; raises one of `UNREADABLE` if the text is none."""
-        record = cls(**json.loads(text))
+        # As text: of bytes, json would first find out the encoding, which takes as long as to read.
+        record = cls(**json.loads(text if isinstance(text, str) else text.decode()))
         for name, facts in record.files.items():
             if not is_plain(name) or not {"bytes", "sha256"} <= facts.keys():
                 raise ValueError(f"it names a file {name!r} as no record does")
