@@ -46,9 +46,9 @@ from PIL import Image
 import w2sdiff
 from w2sdiff.bench.report import write_report
 from w2sdiff.bench.results import ArmFacts, PromptFacts, Results, Sample, ScorerFacts
-from w2sdiff.bench.scoring import Picture, score_pictures
-from w2sdiff.bench.stats import analyse
-from w2sdiff.bench.tables import write_summary
+from w2sdiff.bench.scoring.score import Picture, score_pictures
+from w2sdiff.bench.stats.analyse import analyse
+from w2sdiff.bench.tables.summary import write_summary
 from w2sdiff.jobs import Done, Item, Ledger, Task, digest, run_local
 from w2sdiff.scorers.clipscore import ClipScore
 
@@ -169,7 +169,7 @@ def in_turns(arms: dict[str, Callable[[], object]], pictures: int, repeats: int)
 
 def agree(folder: Path, found: list, groups: list, cosines: Callable) -> float:
     """How far our scores are from open_clip's own transform, tokeniser and network, in 100 cos."""
-    from w2sdiff.bench.scoring import read_scores
+    from w2sdiff.bench.scoring.score import read_scores
 
     scorer = ClipScore(model=str(folder / "clip"), form="plain")
     ours = read_scores(Ledger(folder / "scores-0"), found, [scorer])

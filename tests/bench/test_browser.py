@@ -14,7 +14,7 @@ from PIL import Image
 
 from w2sdiff.bench.report import fold_votes, read_votes, write_report, write_vote_page
 from w2sdiff.bench.results import ArmFacts, PromptFacts
-from w2sdiff.bench.stats import analyse
+from w2sdiff.bench.stats.analyse import analyse
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

@@ -11,11 +11,11 @@ from bench import tiny_run
 from bench.made import ARMS, SCORERS, made_prompts, made_results
 
 from w2sdiff.bench.compare import Side, other_noise, read_sides, side_by_side
-from w2sdiff.bench.listing import Entry, Listing
+from w2sdiff.bench.folders.listing import Entry, Listing
+from w2sdiff.bench.folders.scorefile import Scored, write_scored
 from w2sdiff.bench.results import PromptFacts
-from w2sdiff.bench.scorefile import Scored, write_scored
-from w2sdiff.bench.scoring import ScoreFacts
-from w2sdiff.bench.stats import analyse
+from w2sdiff.bench.scoring.score import ScoreFacts
+from w2sdiff.bench.stats.analyse import analyse
 from w2sdiff.cli import main
 from w2sdiff.errors import InputError
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2sdiff.bench.csvsafe import safe_cell
+from w2sdiff.bench.tables.csvsafe import safe_cell
 
 
 @pytest.mark.parametrize("first", [*"=+-@", "\t", "\r", "\n", "＝", "＠", "  =", "\u00a0+"])

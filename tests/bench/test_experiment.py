@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from model_folders import model_folder
 
 from w2sdiff import AutoGuidance, Checkpoint, Plain
-from w2sdiff.bench.experiment import Arm, Experiment
-from w2sdiff.bench.textfile import read_mapping
-from w2sdiff.bench.words import read_words
+from w2sdiff.bench.plan.experiment import Arm, Experiment
+from w2sdiff.bench.plan.textfile import read_mapping
+from w2sdiff.bench.plan.words import read_words
 from w2sdiff.errors import InputError
 from w2sdiff.generate import Settings, find_model
 

@@ -9,9 +9,9 @@ import yaml
 from model_folders import model_folder
 
 from w2sdiff import Guidance, InputError, Lora, Plain, ZigZag
-from w2sdiff.bench.experiment import Experiment
-from w2sdiff.bench.rivals import rivals_of
-from w2sdiff.bench.words import read_words
+from w2sdiff.bench.plan.experiment import Experiment
+from w2sdiff.bench.plan.words import read_words
+from w2sdiff.bench.rivals.matched import rivals_of
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "experiments"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from w2sdiff.bench.folder import LAYOUTS, folder_results, read_folder
-from w2sdiff.bench.scorefile import (
+from w2sdiff.bench.folders import LAYOUTS, folder_results, read_folder
+from w2sdiff.bench.folders.score import score_folder
+from w2sdiff.bench.folders.scorefile import (
     NAME,
     Scored,
     read_scored,
@@ -21,7 +22,6 @@ from w2sdiff.bench.scorefile import (
     with_earlier,
     write_scored,
 )
-from w2sdiff.bench.scorefolder import score_folder
 from w2sdiff.errors import InputError
 from w2sdiff.imaging import png_bytes
 from w2sdiff.jobs import Done, Failed, Item, Ledger, Task, run_local

@@ -8,8 +8,8 @@ import pytest
 
 from w2sdiff import W2SD, AutoGuidance, Checkpoint, Guidance, Lora, Plain, Prompt, Window, ZigZag
 from w2sdiff import shapes as world
-from w2sdiff.bench.experiment import Arm
-from w2sdiff.bench.inwords import described
+from w2sdiff.bench.plan.experiment import Arm
+from w2sdiff.bench.plan.inwords import described
 from w2sdiff.edits import Edits
 from w2sdiff.generate import Settings, find_model
 

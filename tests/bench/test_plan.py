@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from model_folders import model_folder
 
 from w2sdiff import Plain, Prompt, ZigZag
-from w2sdiff.bench.design import Design, candidate_seed
-from w2sdiff.bench.experiment import Arm
-from w2sdiff.bench.plan import Drawings, Shard
+from w2sdiff.bench.plan.design import Design, candidate_seed
+from w2sdiff.bench.plan.drawings import Drawings, Shard
+from w2sdiff.bench.plan.experiment import Arm
 from w2sdiff.errors import InputError
 from w2sdiff.generate import Settings, find_model
 from w2sdiff.prompts import PromptRow, PromptSet, index_seed, seed_of

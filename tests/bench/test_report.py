@@ -19,7 +19,7 @@ from PIL import Image
 from w2sdiff.bench.report import write_report
 from w2sdiff.bench.report.thumbnails import thumbnail
 from w2sdiff.bench.results import ArmFacts, PromptFacts
-from w2sdiff.bench.stats import analyse
+from w2sdiff.bench.stats.analyse import analyse
 from w2sdiff.errors import InputError
 from w2sdiff.imaging import png_bytes
 

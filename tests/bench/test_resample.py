@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2sdiff.bench.resample import _on_grid, bootstrap_intervals, sign_flip_p, smallest_p
+from w2sdiff.bench.stats.resample import _on_grid, bootstrap_intervals, sign_flip_p, smallest_p
 
 RNG = np.random.default_rng
 

@@ -20,8 +20,8 @@ from w2sdiff import (
     ZigZag,
     shapes,
 )
-from w2sdiff.bench.experiment import Arm
-from w2sdiff.bench.rivals import rivals_of
+from w2sdiff.bench.plan.experiment import Arm
+from w2sdiff.bench.rivals.matched import rivals_of
 from w2sdiff.drivers.function import drive
 from w2sdiff.edits import Edits
 from w2sdiff.generate import Settings, find_model

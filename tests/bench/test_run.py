@@ -14,9 +14,9 @@ from bench import tiny_run
 from bench.tiny_run import Stop, read, records, run, summaries
 from model_folders import model_folder
 
-from w2sdiff.bench.collect import read_results
-from w2sdiff.bench.forecast import forecast
-from w2sdiff.bench.plan import Shard
+from w2sdiff.bench.plan.drawings import Shard
+from w2sdiff.bench.run.collect import read_results
+from w2sdiff.bench.run.forecast import forecast
 from w2sdiff.errors import InputError
 from w2sdiff.jobs import digest
 from w2sdiff.prompts import load_set

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from w2sdiff.bench.scoring import (
+from w2sdiff.bench.scoring.score import (
     Picture,
     hashed,
     read_groups,

@@ -13,9 +13,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from w2sdiff.bench.analysis import Comparison
-from w2sdiff.bench.family import family, holm
 from w2sdiff.bench.results import Results, Sample
-from w2sdiff.bench.stats import analyse
+from w2sdiff.bench.stats.analyse import analyse
+from w2sdiff.bench.stats.family import family, holm
 from w2sdiff.errors import InputError
 
 TWO = ARMS[:2]

@@ -22,7 +22,7 @@ from w2sdiff import (
     attach,
     shapes,
 )
-from w2sdiff.bench.strength import Measured, Strength, effective_scale
+from w2sdiff.bench.rivals.strength import Measured, Strength, effective_scale
 from w2sdiff.drivers.function import drive
 from w2sdiff.generate import Settings, Shot, Studio, find_model
 from w2sdiff.levels import Levels

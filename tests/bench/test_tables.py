@@ -20,10 +20,10 @@ from bench.made import ARMS, SCORERS, made_results
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2sdiff.bench.markdown import safe_markdown
 from w2sdiff.bench.results import PromptFacts
-from w2sdiff.bench.stats import analyse
-from w2sdiff.bench.tables import write_summary
+from w2sdiff.bench.stats.analyse import analyse
+from w2sdiff.bench.tables.markdown import safe_markdown
+from w2sdiff.bench.tables.summary import write_summary
 from w2sdiff.errors import InputError
 
 FILES = ["summary.json", "summary.csv", "cells.csv", "summary.md"]

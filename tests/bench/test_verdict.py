@@ -9,8 +9,8 @@ import pytest
 from bench.made import ARMS, SCORERS, made_results
 
 from w2sdiff.bench.analysis import Comparison, Difference, Judgement
-from w2sdiff.bench.stats import analyse
-from w2sdiff.bench.verdict import judge
+from w2sdiff.bench.stats.analyse import analyse
+from w2sdiff.bench.stats.verdict import judge
 
 STEPS, STRENGTH, PLAIN = "w2sd = steps", "w2sd = strength", "plain"
 

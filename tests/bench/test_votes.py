@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from w2sdiff.bench.report import fold_votes, read_votes, write_vote_page
-from w2sdiff.bench.stats import analyse
+from w2sdiff.bench.stats.analyse import analyse
 from w2sdiff.errors import InputError
 from w2sdiff.imaging import png_bytes
 

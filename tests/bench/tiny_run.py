@@ -8,9 +8,9 @@ from pathlib import Path
 
 from model_folders import model_folder
 
-from w2sdiff.bench.experiment import Experiment
-from w2sdiff.bench.run import run_experiment
-from w2sdiff.bench.watch import Watch
+from w2sdiff.bench.plan.experiment import Experiment
+from w2sdiff.bench.run.watch import Watch
+from w2sdiff.bench.run.whole import run_experiment
 from w2sdiff.prompts import load_set
 
 ARMS = {

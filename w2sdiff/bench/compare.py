@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from w2sdiff.bench.family import check_scorers
 from w2sdiff.bench.results import ArmFacts, PromptFacts, Results, Sample, ScorerFacts
+from w2sdiff.bench.stats.family import check_scorers
 from w2sdiff.errors import InputError
 from w2sdiff.registry import unknown
 
@@ -132,10 +132,10 @@ def _split(text: str) -> tuple[Path, str]:
 
 
 def _read(folder: Path) -> Results:
-    from w2sdiff.bench.folder import folder_results
+    from w2sdiff.bench.folders import folder_results
 
     if (folder / "experiment.json").is_file():
-        from w2sdiff.bench.collect import read_results
+        from w2sdiff.bench.run.collect import read_results
 
         return read_results(folder)
     return folder_results([folder])

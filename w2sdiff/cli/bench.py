@@ -14,10 +14,10 @@ from w2sdiff.cli.interrupt import Interrupt
 from w2sdiff.errors import InputError
 
 if TYPE_CHECKING:
-    from w2sdiff.bench.experiment import Experiment
-    from w2sdiff.bench.forecast import Forecast
-    from w2sdiff.bench.run import Outcome
-    from w2sdiff.bench.watch import Watch
+    from w2sdiff.bench.plan.experiment import Experiment
+    from w2sdiff.bench.run.forecast import Forecast
+    from w2sdiff.bench.run.watch import Watch
+    from w2sdiff.bench.run.whole import Outcome
     from w2sdiff.jobs.accelerate import Process
 
 __all__ = ["EPILOG", "bench"]
@@ -92,10 +92,10 @@ def bench(
     this = process()
     reporter = Reporter(quiet=quiet or not this.is_main, as_json=as_json and this.is_main)
     with hush_libraries(debug=debug):
-        from w2sdiff.bench.experiment import Experiment
-        from w2sdiff.bench.forecast import forecast
-        from w2sdiff.bench.plan import Shard
-        from w2sdiff.bench.run import run_experiment
+        from w2sdiff.bench.plan.drawings import Shard
+        from w2sdiff.bench.plan.experiment import Experiment
+        from w2sdiff.bench.run.forecast import forecast
+        from w2sdiff.bench.run.whole import run_experiment
         from w2sdiff.prompts import load_set
 
         read = Experiment.read(experiment, device=_device(device, this), download=download)
@@ -135,7 +135,7 @@ def _watch(
     reporter: Reporter, experiment: Experiment, run: Path, stop: Interrupt, bars: ExitStack
 ) -> Watch:
     """What a run tells, shown: a bar per phase, a line per remark and per failure."""
-    from w2sdiff.bench.watch import Watch
+    from w2sdiff.bench.run.watch import Watch
     from w2sdiff.jobs import Event
 
     class Shown(Watch):

@@ -42,7 +42,7 @@ def compare(
     """
     del debug
     from w2sdiff.bench.compare import other_noise, read_sides, side_by_side
-    from w2sdiff.bench.stats import analyse
+    from w2sdiff.bench.stats.analyse import analyse
     from w2sdiff.jobs import check_writable
 
     reporter = Reporter(quiet=quiet, as_json=as_json)
@@ -64,7 +64,7 @@ def compare(
 
 
 def _tell(reporter: Reporter, analysis: Analysis) -> None:
-    from w2sdiff.bench.tables import plain_json
+    from w2sdiff.bench.tables.summary import plain_json
 
     reporter.result(_table(analysis), "comparisons", comparisons=plain_json(analysis.comparisons))
     judgement = next(one for one in analysis.judgements if one.arm == analysis.comparisons[0].arm)
@@ -112,7 +112,7 @@ def _number(value: float, sign: str = "") -> str:
 
 def _write(reporter: Reporter, results: Results, analysis: Analysis, out: Path) -> None:
     from w2sdiff.bench.report import write_report
-    from w2sdiff.bench.tables import write_summary
+    from w2sdiff.bench.tables.summary import write_summary
 
     files = write_summary(results, analysis, out)
     total = len(results.samples)

@@ -69,7 +69,7 @@ def show(
     del debug
     from collections import Counter
 
-    from w2sdiff.bench.pictures import shown
+    from w2sdiff.bench.scoring.pictures import shown
     from w2sdiff.prompts import load_set
 
     if limit < 1:

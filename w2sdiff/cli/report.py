@@ -57,8 +57,8 @@ def report(
     where = out or folders[0]
 
     from w2sdiff.bench.report import write_vote_page
-    from w2sdiff.bench.stats import analyse
-    from w2sdiff.bench.tables import write_summary
+    from w2sdiff.bench.stats.analyse import analyse
+    from w2sdiff.bench.tables.summary import write_summary
     from w2sdiff.jobs import check_writable
 
     results = _read(folders)
@@ -93,9 +93,9 @@ def report(
 
 
 def _read(folders: list[Path]) -> Results:
-    from w2sdiff.bench.collect import read_results
-    from w2sdiff.bench.manifest import FILE
-    from w2sdiff.bench.scored import folder_results
+    from w2sdiff.bench.folders.scored import folder_results
+    from w2sdiff.bench.run.collect import read_results
+    from w2sdiff.bench.run.manifest import FILE
 
     if len(folders) == 1 and (folders[0] / FILE).is_file():
         return read_results(folders[0])

@@ -14,8 +14,8 @@ from w2sdiff.cli.interrupt import Interrupt
 from w2sdiff.errors import InputError
 
 if TYPE_CHECKING:
-    from w2sdiff.bench.listing import Listing
-    from w2sdiff.bench.scorefile import Scored
+    from w2sdiff.bench.folders.listing import Listing
+    from w2sdiff.bench.folders.scorefile import Scored
     from w2sdiff.jobs import Event, Ledger, Summary
     from w2sdiff.scorers import Scorer
 
@@ -69,7 +69,7 @@ def score(
     """
     reporter = Reporter(quiet=quiet, as_json=as_json)
     with hush_libraries(debug=debug):
-        from w2sdiff.bench.folder import read_folder
+        from w2sdiff.bench.folders import read_folder
         from w2sdiff.jobs import Ledger, check_writable
         from w2sdiff.prompts import load_set
 
@@ -133,7 +133,7 @@ def _announce(reporter: Reporter, listing: Listing, scorers: Sequence[Scorer]) -
 def _score(
     reporter: Reporter, listing: Listing, scorers: Sequence[Scorer], ledger: Ledger, batch: int
 ) -> tuple[Summary, Scored]:
-    from w2sdiff.bench.scorefolder import score_folder
+    from w2sdiff.bench.folders.score import score_folder
 
     stopping = "stopping after the batch in hand; Ctrl-C again to stop at once"
     total = len(listing.entries) * len(scorers)
@@ -149,7 +149,13 @@ def _score(
 
 def _write(scored: Scored, place: Path, table: Path | None) -> list[Path]:
     """Write `scored.json` and the table, with what other scorers said before."""
-    from w2sdiff.bench.scorefile import NAME, read_scored, scores_csv, with_earlier, write_scored
+    from w2sdiff.bench.folders.scorefile import (
+        NAME,
+        read_scored,
+        scores_csv,
+        with_earlier,
+        write_scored,
+    )
     from w2sdiff.jobs import write_whole
 
     if (place / NAME).is_file():

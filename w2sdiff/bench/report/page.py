@@ -51,7 +51,7 @@ def write_report(
     Example:
         >>> import tempfile
         >>> from w2sdiff.bench.results import ArmFacts
-        >>> from w2sdiff.bench.stats import analyse
+        >>> from w2sdiff.bench.stats.analyse import analyse
         >>> results = Results("Nothing yet", Path("."), (ArmFacts("plain", "plain"),), (), (), ())
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     [path.name for path in write_report(results, analyse(results), Path(folder))]
