@@ -155,10 +155,61 @@ def shapes_balance(result: dict) -> str:
     )
 
 
+def shapes_quick(result: dict) -> str:
+    cells = {cell["arm"]: cell for cell in result["cells"] if cell["scorer"] == "shapes"}
+    against = {
+        c["rival"]: c
+        for c in result["comparisons"]
+        if c["scorer"] == "shapes" and c["rival"].startswith(f"{c['arm']}: ")
+    }
+    rows = []
+    for arm in result["arms"]:
+        cell = cells[arm["name"]]
+        low, high = (100 * end for end in cell["interval"])
+        row = [arm["name"], arm["evaluations"], f"{arm['strength']:.2f}" if arm["strength"] else ""]
+        row.append(f"{100 * cell['mean']:.0f}% ({low:.0f} to {high:.0f})")
+        if c := against.get(arm["name"]):
+            low, high = (100 * end for end in c["difference"]["interval"])
+            points = 100 * c["difference"]["mean"]
+            row.append(f"{points:+.0f} ({low:+.0f} to {high:+.0f}), {c['outcome']}")
+        rows.append([*row, ""][:5])
+    head = ["", "evaluations", "effective guidance", "obeyed", "the method against it"]
+    return (
+        "### Matched rivals, made by `w2sdiff bench`\n\n"
+        f"`benchmarks/experiments/shapes_quick.yaml`: {result['prompts']['count']} captions on "
+        "shapes-unet, every method against rivals of equal evaluations. Differences in points, "
+        "paired 95% intervals; the outcome is corrected over all comparisons of the run.\n\n"
+        + table(head, rows)
+    )
+
+
+def shapes_clip(result: dict) -> str:
+    rows = [
+        [name, *(share(result["true_above_altered"][part][name]) for part in ("seen", "held out"))]
+        for name in result["true_above_altered"]["seen"]
+    ]
+    overall = result["agreement_with_oracle"]["all"]
+    return (
+        "### The judge that needs no download\n\n"
+        "`clipscore:model=shapes-clip`: how often the true caption scores above the same caption "
+        "with one thing altered, on fresh renders. On pictures of shapes-unet its score tells "
+        f"obeyed from not with an area under the ROC curve of {overall['auc']:.3f} "
+        f"({overall['low']:.3f} to {overall['high']:.3f}).\n\n"
+        + table(["altered", "seen combinations", "held out"], rows)
+    )
+
+
+def share(figures: dict) -> str:
+    value, low, high = (100 * figures[name] for name in ("share", "low", "high"))
+    return f"{value:.1f}% ({low:.1f} to {high:.1f})"
+
+
 SECTIONS = {
     "shapes_quality.json": shapes_quality,
     "shapes_methods.json": shapes_methods,
+    "shapes_quick/summary.json": shapes_quick,
     "shapes_balance.json": shapes_balance,
+    "shapes_clip.json": shapes_clip,
     "mixture.json": mixture,
     "overhead.json": overhead,
 }

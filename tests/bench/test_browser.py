@@ -282,6 +282,13 @@ def test_votes_are_cast_by_keys_saved_to_a_file_and_counted(window, tmp_path):
     write_vote_page(results, "w2sd", "plain", tmp_path, count=4, seed=3)
     page = window.open(tmp_path / "vote.html")
 
+    def shown():
+        """The pictures are there: before, the page takes no vote."""
+        page.wait_for_function(
+            "document.getElementById('left').naturalWidth > 0 && "
+            "['', 'visible'].includes(document.getElementById('left').style.visibility)"
+        )
+
     def press(key, place):
         page.keyboard.press(key)
         page.wait_for_function(
@@ -291,13 +298,14 @@ def test_votes_are_cast_by_keys_saved_to_a_file_and_counted(window, tmp_path):
             "['', 'visible'].includes(document.getElementById('left').style.visibility)"
         )
 
+    shown()
     press("1", "2 of 4")
     press("2", "3 of 4")
     press("z", "2 of 4")
     press("0", "3 of 4")
     page.reload()  # what was voted is kept
     assert page.inner_text("#place") == "3 of 4"
-    page.wait_for_function("document.getElementById('left').naturalWidth > 0")
+    shown()
     page.get_by_role("button", name="2 Right").click()
     page.wait_for_function("document.getElementById('place').textContent === '4 of 4'")
     press("1", "4 of 4 done")

@@ -122,7 +122,7 @@ def test_cards_state_what_the_folder_holds(out):
     for card in write_cards(out):
         counts = parameter_counts(card.parent)
         assert all(f"| {part} | {n:,} |" in card.read_text() for part, n in counts.items())
-    with pytest.raises(InputError, match="shapes_quality"):
+    with pytest.raises(InputError, match="no evaluation"):
         write_cards(out, out / "nowhere.json")
 
 

@@ -227,7 +227,7 @@ def _duration(seconds: float) -> str:
 
 def _conclude(reporter: Reporter, outcome: Outcome, run: Path) -> None:
     for judgement in outcome.analysis.judgements if outcome.analysis else ():
-        marks = "".join(f"\n  ({mark})" for mark in judgement.marks)
+        marks = "".join(f"\n  {mark}" for mark in judgement.marks)
         reporter.result(
             judgement.sentence + marks,
             "judgement",

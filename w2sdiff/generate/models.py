@@ -241,6 +241,11 @@ def _from_hub(name: str, variant: str | None, revision: str | None, download: bo
             local_files_only=not download,
         )
     except Exception as error:  # the hub's client has many ways to say no, of several libraries
+        if not download:
+            raise InputError(
+                f"no folder {name!r} here, nor the whole of that model in the hub's local cache; "
+                "allow the download (--download), or give its folder"
+            ) from error
         short = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"no folder {name!r} here, and the hub gives no such model: {short}"

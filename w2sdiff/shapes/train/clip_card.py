@@ -112,9 +112,9 @@ tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
 ```"""
 
 _TRAINING = """Each picture of a batch comes with its caption and two altered ones. Left to itself
-the model takes captions for bags of words: after the first part, relations and swapped colours were
-at chance. The second part adds a linear head, thrown away afterwards, that reads who is where off
-the features of pictures and captions alike. Wall-clock minutes of one thread on a two-core CPU
+the model takes captions for bags of words for a long time. So the second part adds a linear head,
+thrown away afterwards, that reads who is where off the features of pictures and captions alike, and
+alters relations and swaps colours more often. Wall-clock minutes of one thread on a two-core CPU
 machine that other work kept busy. Weights are averaged over each part; the file holds float16."""
 
 _LIMITS = """## Data, licence, limitations
@@ -122,9 +122,9 @@ _LIMITS = """## Data, licence, limitations
 Every picture comes from the world of shapes: drawn, endless, free of rights. Held-out combinations
 of kinds never occur in training. Weights, data and code are under Apache-2.0.
 
-It is a learned judge and errs; the oracle (`w2sdiff.shapes.judge`) does not. Its weak sides are
-those of large CLIPs: relations, and above all which of two objects has which colour (the figures
-above say how weak). Among good pictures it tells right from wrong less well than among bad ones.
+It is a learned judge and errs; the oracle (`w2sdiff.shapes.judge`) does not. Its weak side is that
+of large CLIPs: relations (the figures above say how weak). Among good pictures it tells right from
+wrong less well than among bad ones.
 
 It exists so that a
 scorer of the usual kind can be studied beside the truth: how far its gains are real. It knows the
