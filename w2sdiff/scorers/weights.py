@@ -25,7 +25,7 @@ KNOWN = {
 """Published pickles by their sha256: these need no `sha256=`."""
 
 _PICKLES = {".pt", ".pth", ".bin"}
-_FOLDER_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_FOLDER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
