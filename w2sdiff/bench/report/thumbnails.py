@@ -58,7 +58,7 @@ def thumbnail(path: Path, edge: int = 256, *, quality: int = 80) -> Thumbnail:
     if longest <= min(edge // 2, _EXACT):
         image.save(file, "WEBP", lossless=True, quality=0, method=0)
     else:
-        image.save(file, "WEBP", quality=quality, method=2)
+        image.save(file, "WEBP", quality=quality, method=0)  # 2: a sixth smaller and slower
     url = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
     return Thumbnail(url, longest > edge)
 
