@@ -23,6 +23,7 @@ FLOORS = [
     {"errors"},
     {"registry"},
     {"levels", "attention", "jobs"},
+    {"noise_model"},
     {"imaging", "shapes", "mixture"},
     {"edits", "prompts", "scorers"},
     {"methods"},
@@ -33,6 +34,14 @@ FLOORS = [
     {"__main__"},
 ]
 SAME_UNIT = {"schedulers": "levels"}  # one subject in two files: the schedulers' side of `Levels`
+# The noise model lies under edits and methods, which wear it; collecting and training it do not.
+NOISE_MODEL = {
+    f"w2sdiff.core2.{name}"
+    for name in (
+        *("noise_model", "compact", "published", "published_config", "bank", "prompt_svd"),
+        "weights",
+    )
+}
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
 
 # Absent until something needs them: what `import w2sdiff` and `w2sdiff --help` may cost.
@@ -80,6 +89,8 @@ def on_import(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def unit(module: str) -> str:
+    if module in NOISE_MODEL:
+        return "noise_model"
     name = module.split(".")[1]
     return SAME_UNIT.get(name, name)
 

@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from w2sdiff import shapes
     from w2sdiff.drivers.attach import attach
-    from w2sdiff.edits import Checkpoint, Guidance, Lora, Prompt
+    from w2sdiff.edits import Checkpoint, Guidance, LearnedGuidance, Lora, Prompt
     from w2sdiff.errors import InputError, UnsupportedError, W2SDiffError
-    from w2sdiff.methods import W2SD, AutoGuidance, Plain, Window, ZigZag
+    from w2sdiff.methods import (
+        W2SD,
+        AutoGuidance,
+        Core2,
+        Plain,
+        StaleGuidance,
+        Window,
+        ZCore2,
+        ZigZag,
+    )
 
 __version__ = "0.1.0"
 
@@ -21,14 +30,18 @@ __all__ = [
     "W2SD",
     "AutoGuidance",
     "Checkpoint",
+    "Core2",
     "Guidance",
     "InputError",
+    "LearnedGuidance",
     "Lora",
     "Plain",
     "Prompt",
+    "StaleGuidance",
     "UnsupportedError",
     "W2SDiffError",
     "Window",
+    "ZCore2",
     "ZigZag",
     "attach",
     "shapes",
@@ -36,9 +49,11 @@ __all__ = [
 
 _HOMES = {
     "w2sdiff.drivers": ("attach",),
-    "w2sdiff.edits": ("Checkpoint", "Guidance", "Lora", "Prompt"),
+    "w2sdiff.edits": ("Checkpoint", "Guidance", "LearnedGuidance", "Lora", "Prompt"),
     "w2sdiff.errors": ("InputError", "UnsupportedError", "W2SDiffError"),
-    "w2sdiff.methods": ("W2SD", "AutoGuidance", "Plain", "Window", "ZigZag"),
+    "w2sdiff.methods": (
+        *("W2SD", "AutoGuidance", "Core2", "Plain", "StaleGuidance", "Window", "ZCore2", "ZigZag"),
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

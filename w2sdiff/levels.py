@@ -154,6 +154,32 @@ class Levels:
         wide, prediction = _working_precision(x, prediction)
         return _combine(wide, prediction, (c_x / down, c_p / down), up).to(x.dtype)
 
+    def effective(self, x: Tensor, prediction: Tensor, moved: Tensor, *, at: int) -> Tensor:
+        """The prediction that takes `x` where `prediction` takes `moved`, in one step from `at`.
+
+        A method may step from other latents than it was given (W2SD's reflected ones). To first
+        order that is a step from the latents it was given with another prediction: this one.
+
+        Args:
+            x: Latents at level `at`. Shape: [B, ...].
+            prediction: What the step is made with. Same shape.
+            moved: The latents the step is made from, at level `at` too. Same shape.
+            at: 0 to n - 1.
+
+        Returns:
+            Same shape, in float32 or better; `prediction` itself where `moved` is `x`.
+
+        Raises:
+            As `move`.
+        """
+        if moved is x:
+            return prediction
+        source, target = self._level(at), self._level(at + 1, landed=True)
+        c_x, c_p = coefficients(self.prediction, source, target)
+        wide, prediction = _working_precision(x, prediction)
+        offset = (moved.to(wide.dtype) - wide) * float(self.scale[at])
+        return prediction + offset * (c_x / c_p)
+
     def scale_model_input(self, x: Tensor, *, at: int) -> Tensor:
         """What the network has to see for latents `x` at level `at`: always unit-variance form."""
         self._level(at)

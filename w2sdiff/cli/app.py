@@ -13,6 +13,7 @@ import w2sdiff
 from w2sdiff.cli.bench import EPILOG as BENCH_EPILOG
 from w2sdiff.cli.bench import bench
 from w2sdiff.cli.compare import compare
+from w2sdiff.cli.core2 import core2
 from w2sdiff.cli.generate import EPILOG, generate
 from w2sdiff.cli.listing import list_kinds
 from w2sdiff.cli.prompts import prompts
@@ -37,6 +38,7 @@ app.command("score")(score)
 app.command("report")(report)
 app.command("compare")(compare)
 app.add_typer(prompts, name="prompts")
+app.add_typer(core2, name="core2")
 app.command("verify")(verify)
 app.command("list")(list_kinds)
 

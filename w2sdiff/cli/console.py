@@ -100,6 +100,11 @@ class Bar:
         part = pictures * done / max(1, total)
         self._progress.update(self._task, completed=self._done + part)
 
+    def at(self, done: int, what: str) -> None:
+        """So many are finished."""
+        self._done = done
+        self._progress.update(self._task, completed=done, description=what)
+
     def advance(self, what: str) -> None:
         """A picture is finished."""
         self._done += 1

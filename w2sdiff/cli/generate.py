@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from w2sdiff.jobs import Event, Ledger, Summary
     from w2sdiff.prompts import PromptRow
 
-__all__ = ["EPILOG", "generate"]
+__all__ = ["EPILOG", "generate", "parse_lora", "parse_size"]
 
 _EPILOG = """
 EDITS say what is different about the network while a role speaks: KIND=VALUE or
@@ -139,11 +139,11 @@ def generate(
             guidance=found.default("guidance_scale", 1.0) if guidance is None else guidance,
             true_cfg=true_cfg,
             negative=negative,
-            size=_size(size),
+            size=parse_size(size),
             scheduler=scheduler,
             image=image,
             image_strength=0.6 if image and image_strength is None else image_strength,
-            loras=tuple(map(_lora, lora or [])),
+            loras=tuple(map(parse_lora, lora or [])),
             device=device,
             dtype=dtype,
             offload=offload,
@@ -156,7 +156,7 @@ def generate(
             method, options, found, library.cfg_scale(found, settings)
         )
         loras = library.find_loras(chosen, settings.loras, found)
-        settings = dataclasses.replace(settings, loras=loras)
+        settings = library.with_loras(settings, loras)
         arms = library.compared(chosen, method) if compare else (library.Arm(method, chosen),)
         if not 1 <= count <= 1_000_000:
             raise InputError(f"expected a count from 1 to 1000000, got {count}")
@@ -286,7 +286,12 @@ def _rows(given: list[str], file: Path | None) -> list[PromptRow]:
     return rows
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Width and height from "512" or "768x512".
+
+    Raises:
+        InputError: the text is neither.
+    """
     if text is None:
         return None
     width, _, height = text.lower().partition("x")
@@ -296,7 +301,12 @@ def _size(text: str | None) -> tuple[int, int] | None:
         raise InputError(f"expected a size such as 512 or 768x512, got {text!r}") from None
 
 
-def _lora(text: str) -> LoraFile:
+def parse_lora(text: str) -> LoraFile:
+    """A LoRA from "NAME=FILE" or "NAME=FILE@W".
+
+    Raises:
+        InputError: the text is neither, or there is no such file.
+    """
     from w2sdiff.generate import LoraFile
 
     name, equals, file = text.partition("=")

@@ -10,7 +10,6 @@ from typing import Any
 from w2sdiff.drivers.families import Family, family_of
 from w2sdiff.drivers.run import Run
 from w2sdiff.drivers.weave import SLOT, woven_call
-from w2sdiff.edits import Guidance
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.methods.base import Method
 
@@ -85,9 +84,9 @@ def attach(
 
 def _check_guidance(called: type, method: Method, family: Family | None) -> None:
     every = [edit for edits in method.roles.values() for edit in edits or ()]
-    if family is None and any(isinstance(edit, Guidance) for edit in every):
+    if family is None and any(edit.maps_halves for edit in every):
         raise UnsupportedError(
-            f"Guidance edits need two facts about {called.__name__} that are not known: "
+            f"Edits of guidance need two facts about {called.__name__} that are not known: "
             "how it batches its branches and where its scale lives. "
             "State them: attach(pipe, method, family=Family(layout, scale)), "
             "see w2sdiff.drivers.families; all other edits work without."

@@ -79,12 +79,13 @@ class Run:
         finally:
             self._leave()
             self._let_go()
+            self.context.end_call()
             self.stats.seconds = time.perf_counter() - started
 
     def _let_go(self) -> None:
         """Keep no tensor of a call that is over."""
         self._conversation = self._branches = self._words = None
-        self._levels = None
+        self._levels = self.context.request = None
         self._frame: Frame = {}
         self.x = self.t = None
         self.inputs = {}
@@ -187,7 +188,9 @@ class Run:
             if undo is not None:
                 self._leave_role.append(undo)
         layout = None if self._family is None else self._family.layout
-        self._branches = Branches(edits, self.context, layout, request.x.shape[0])
+        self.context.request = None
+        when = (self._index, self._num_steps, request.at, self.levels)
+        self._branches = Branches(edits, self.context, layout, request.x.shape[0], when)
 
     def _told(self, request: Eval) -> Any:
         if request.time is None or request.time == self._step.this:
@@ -208,10 +211,12 @@ class Run:
         """Every call of a tapped network comes here."""
         if self._branches is None:  # outside a request: not ours
             return forward(*args, **kwargs)
-        before = self._branches.evaluations, self._branches.network_calls
-        output = self._branches.call(forward, module, args, kwargs)
-        self.stats.evaluations += self._branches.evaluations - before[0]
-        self.stats.calls += self._branches.network_calls - before[1]
+        branches = self._branches
+        before = branches.evaluations, branches.network_calls, branches.saved
+        output = branches.call(forward, module, args, kwargs)
+        self.stats.evaluations += branches.evaluations - before[0]
+        self.stats.calls += branches.network_calls - before[1]
+        self.stats.saved += branches.saved - before[2]
         return output
 
     def _check_in_step(self, scheduler: Any) -> None:

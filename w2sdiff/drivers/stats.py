@@ -16,6 +16,8 @@ class RunStats:
     Attributes:
         evaluations: single-branch network evaluations: a call with both branches of guidance counts
             two, however many items are in the batch.
+        saved: branches that the pipeline asked for and nobody needed, so that they were not
+            computed.
         calls: calls of the network.
         requests: evaluations the method asked for (each makes one or two calls).
         steps: denoising steps.
@@ -25,6 +27,7 @@ class RunStats:
     """
 
     evaluations: int = 0
+    saved: int = 0
     calls: int = 0
     requests: int = 0
     steps: int = 0

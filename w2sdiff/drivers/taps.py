@@ -18,14 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from w2sdiff.edits.base import BOTH, COND, UNCOND, Context, Edit, Halves
+from w2sdiff.edits.base import BOTH, COND, UNCOND, Context, Edit, Halves, Inputs, Request
 
 if TYPE_CHECKING:
     from torch import nn
 
     from w2sdiff.drivers.families import Layout
+    from w2sdiff.levels import Levels
 
 SLOT = "_w2sdiff_tap"
+
+When = tuple[int, int, int, Callable[[], "Levels"]]
+"""Number of the step, how many there are, the level of x, and the levels: see `Request`."""
 
 
 class Taps:
@@ -77,16 +81,24 @@ class Branches:
     """
 
     def __init__(
-        self, edits: Iterable[Edit], context: Context, layout: Layout | None, batch: int
+        self,
+        edits: Iterable[Edit],
+        context: Context,
+        layout: Layout | None,
+        batch: int,
+        when: When,
     ) -> None:
         """`batch` is B, the number of items; `layout` None: its guidance is not known."""
         self._edits = tuple(edits)
         self._context = context
         self._layout = layout
         self._batch = batch
+        self._when = when
+        self._asked_with: dict[str, Inputs] = {}  # two-call layout: what each branch was given
         self._first: Any = None  # two-call layout: the conditional half, once it has been seen
         self.asked = 0  # calls the pipeline made
         self.evaluations = 0  # branches computed
+        self.saved = 0  # branches asked for and not computed
         self.network_calls = 0  # calls that reached the network
 
     def call(
@@ -110,10 +122,13 @@ class Branches:
             return run.all(branches)
         needs = self._needs()
         if self._layout == "two":
+            self._asked_with["c" if self.asked == 1 else "u"] = Inputs(sample, kwargs)
+            self._context.request = Request(*self._when, self._asked_with.get)
             return self._two_calls(run, sample, needs, mapping)
         # An extra call of another size (SD3's skip-layer guidance) is not the guided pair.
         if branches != 2:
             return run.all(branches)
+        self._context.request = Request(*self._when, run.branch(sample, self._layout))
         return self._one_call(run, needs, mapping)
 
     def _needs(self) -> Halves:
@@ -136,6 +151,7 @@ class Branches:
             c, u = self._map(mapping, parts[order[0]], parts[order[1]])
         else:
             output = run.half(order[0] if needs == COND else order[1], 2 * self._batch)
+            self.saved += 1
             half = _tensor(output)
             halves = (half, None) if needs == COND else (None, half)
             c, u = self._map(mapping, *halves)
@@ -152,6 +168,7 @@ class Branches:
                 # Nothing to compute: with c' = 0 the mix is u' (1 - s), which the second call makes
                 # equal to u.
                 self._first = (torch.zeros_like(sample), None)
+                self.saved += 1
                 return (self._first[0],)
             output = run.all(1)
             c = _tensor(output)
@@ -162,6 +179,7 @@ class Branches:
             return output
         c, u = self._first
         if needs == COND and run.returns_tuple:
+            self.saved += 1
             return (u,)
         output = run.all(1)
         other = _tensor(output)
@@ -196,6 +214,16 @@ class _Network:
         self._count.network_calls += 1
         self._count.evaluations += int(branches) if branches >= 1 else 1
         return self._forward(*self._args, **self._kwargs)
+
+    def branch(self, sample: torch.Tensor, layout: Layout) -> Callable[[str], Inputs]:
+        """What a branch of a call with both of them was given."""
+
+        def inputs(name: str) -> Inputs:
+            index = layout.index(name)
+            kwargs = _half(self._kwargs, index, sample.shape[0])
+            return Inputs(sample.chunk(2)[index], kwargs)
+
+        return inputs
 
     def half(self, index: int, batch: int) -> Any:
         self._count.network_calls += 1

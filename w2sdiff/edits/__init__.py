@@ -4,6 +4,7 @@ from w2sdiff.edits.base import EDITS, Context, Edit, Edits
 from w2sdiff.edits.checkpoint import Checkpoint
 from w2sdiff.edits.grammar import parse_edits
 from w2sdiff.edits.guidance import Guidance
+from w2sdiff.edits.learned_guidance import LearnedGuidance
 from w2sdiff.edits.lora import Lora
 from w2sdiff.edits.prompt import Prompt
 
@@ -14,6 +15,7 @@ __all__ = [
     "Edit",
     "Edits",
     "Guidance",
+    "LearnedGuidance",
     "Lora",
     "Prompt",
     "parse_edits",

@@ -23,6 +23,8 @@ from w2sdiff.registry import Registry
 if TYPE_CHECKING:
     import torch
 
+    from w2sdiff.levels import Levels
+
 T = TypeVar("T")
 Halves = frozenset[str]
 
@@ -31,6 +33,34 @@ COND: Halves = frozenset({"c"})
 UNCOND: Halves = frozenset({"u"})
 
 EDITS: Registry[Edit] = Registry("edit", "w2sdiff.edits")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one branch of the network was given: its sample [B, C, ...] and keyword arguments."""
+
+    sample: torch.Tensor
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation, as `halves` may look at it; what is not asked for is not computed.
+
+    Attributes:
+        step: number of the denoising step, from 0.
+        num_steps: how many there are in this call of the pipeline.
+        at: level that the network's input is at.
+        levels: gives the noise levels of the run.
+        branch: gives the inputs of the conditional ("c") or unconditional ("u") branch; None where
+            the pipeline makes two calls and has not come to that one yet.
+    """
+
+    step: int
+    num_steps: int
+    at: int
+    levels: Callable[[], Levels]
+    branch: Callable[[str], Inputs | None]
 
 
 @dataclass
@@ -48,6 +78,7 @@ class Context:
         tap: makes a module answer to the driver like the pipeline's own denoiser.
         columns: per-item columns of the prompt file, by name.
         notes: remarks for `run.stats.notes`.
+        request: the evaluation that `halves` is asked about; None outside of one.
     """
 
     pipe: Any
@@ -58,6 +89,7 @@ class Context:
     embedded: bool = False
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    request: Request | None = None
     _attached: dict[Hashable, Any] = field(default_factory=dict)
     _in_call: dict[Hashable, Any] = field(default_factory=dict)
     _at_end: list[Callable[[], None]] = field(default_factory=list)
@@ -70,9 +102,21 @@ class Context:
         """Value of `make()`, made once per call (what depends on adapters the user may change)."""
         return _once(self._in_call, key, make)
 
+    def keep_in_call(self, key: Hashable, value: object) -> None:
+        """Keep a value until the call of the pipeline ends, in the place of an earlier one."""
+        self._in_call[key] = value
+
+    def kept_in_call(self, key: Hashable) -> Any | None:
+        """What was kept; None if nothing was."""
+        return self._in_call.get(key)
+
     def begin_call(self, columns: Mapping[str, Sequence[str]]) -> None:
         """A new call of the pipeline starts, with these columns."""
         self.columns = columns
+        self._in_call.clear()
+
+    def end_call(self) -> None:
+        """The call is over: keep nothing of it."""
         self._in_call.clear()
 
     def at_end(self, undo: Callable[[], None]) -> None:
@@ -120,6 +164,11 @@ class Edit:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Map the computed halves to the pair (c, u) that the pipeline will mix."""
         raise NotImplementedError(f"{type(self).__name__} needs halves but does not map them")
+
+    @property
+    def maps_halves(self) -> bool:
+        """Whether it must know which half of the network's output is which."""
+        return type(self).halves is not Edit.halves
 
     def to_json(self) -> dict[str, Any]:
         """Plain data from which `Edits.from_json` builds this edit again.

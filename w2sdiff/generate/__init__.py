@@ -9,7 +9,7 @@ with a key made of everything that decides its pixels. `Studio` draws without a 
 from __future__ import annotations
 
 from w2sdiff.generate.again import Again, make_again
-from w2sdiff.generate.choose import choose_method, find_loras, parse_window
+from w2sdiff.generate.choose import choose_method, find_loras, parse_window, with_loras
 from w2sdiff.generate.draw import Drawn, Shot, Studio, Verdict
 from w2sdiff.generate.models import DEFAULT_MODEL, Model, find_model
 from w2sdiff.generate.plan import Arm, Picture, Plan, compared, slug
@@ -47,4 +47,5 @@ __all__ = [
     "outcome_of",
     "parse_window",
     "slug",
+    "with_loras",
 ]

@@ -9,10 +9,10 @@ from typing import Any
 from w2sdiff.edits import Checkpoint, Edit, Edits, Guidance, Lora, parse_edits
 from w2sdiff.errors import InputError
 from w2sdiff.generate.models import Model
-from w2sdiff.generate.settings import LoraFile
+from w2sdiff.generate.settings import LoraFile, Settings
 from w2sdiff.methods import METHODS, ROLES, Method, Window
 
-__all__ = ["choose_method", "find_loras", "parse_window"]
+__all__ = ["choose_method", "find_loras", "parse_window", "with_loras"]
 
 
 def choose_method(
@@ -98,6 +98,11 @@ def find_loras(method: Method, given: tuple[LoraFile, ...], model: Model) -> tup
             )
         loras[edit.name] = LoraFile(edit.name, file, 0.0)
     return tuple(loras.values())
+
+
+def with_loras(settings: Settings, loras: tuple[LoraFile, ...]) -> Settings:
+    """The same settings with these LoRAs."""
+    return dataclasses.replace(settings, loras=loras)
 
 
 def with_hashes(method: Method, loras: tuple[LoraFile, ...]) -> Method:

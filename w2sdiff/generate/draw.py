@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from w2sdiff.drivers import Run, RunStats, attach
 from w2sdiff.errors import InputError, W2SDiffError
 from w2sdiff.generate.memory import forget_peak, free_memory, is_out_of_memory, peak_mb
-from w2sdiff.generate.models import Model
+from w2sdiff.generate.models import DENOISERS, Model
 from w2sdiff.generate.noise import noise_sha256
 from w2sdiff.generate.pipeline import call_parameters, check_call, load_pipeline
 from w2sdiff.generate.settings import Settings
@@ -163,6 +163,29 @@ class Studio:
         self._attach(method)
         return self._in_halves(list(shots))
 
+    def trace(self, method: Method, shots: Sequence[Shot]) -> RunStats:
+        """Run as `draw` does, but decode no pictures: for a method that is listened to.
+
+        Raises:
+            InputError: the pipeline refuses the call, or the memory does not suffice.
+            UnsupportedError: as `draw`.
+        """
+        self._attach(method)
+        try:
+            self._call(list(shots), output_type="latent")
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(f"{len(shots)} prompts at a time do not fit the memory") from error
+        assert self._run is not None
+        return self._run.stats
+
+    @property
+    def denoiser(self) -> Any:
+        """The pipeline's (first) denoising network."""
+        found = (getattr(self.pipe, name, None) for name in DENOISERS)
+        return next(network for network in found if network is not None)
+
     def _attach(self, method: Method) -> None:
         if self._method == method:
             return
@@ -185,22 +208,26 @@ class Studio:
         return self._in_halves(shots[:half]) + self._in_halves(shots[half:])
 
     def _together(self, shots: list[Shot]) -> list[Drawn]:
-        assert self._run is not None
-        names = shots[0].columns.keys()
-        self._run.columns = {name: [shot.columns[name] for shot in shots] for name in names}
         forget_peak(self.settings.device)
-        try:
-            output = self.pipe(**self._arguments(shots))
-        except W2SDiffError:
-            raise
-        except (ValueError, NotImplementedError) as error:
-            raise InputError(_explained(error, self.model)) from error
+        output = self._call(shots)
+        assert self._run is not None
         stats, peak = self._run.stats, peak_mb(self.settings.device)
         noises = self._noises(stats, shots)
         return [
             self._drawn(image, stats, shots, i, noises[i], peak)
             for i, image in enumerate(output.images)
         ]
+
+    def _call(self, shots: list[Shot], **options: Any) -> Any:
+        assert self._run is not None
+        names = shots[0].columns.keys()
+        self._run.columns = {name: [shot.columns[name] for shot in shots] for name in names}
+        try:
+            return self.pipe(**{**self._arguments(shots), **options})
+        except W2SDiffError:
+            raise
+        except (ValueError, NotImplementedError) as error:
+            raise InputError(_explained(error, self.model)) from error
 
     def _noises(self, stats: RunStats, shots: list[Shot]) -> list[str | None]:
         start, stats.start = stats.start, None
@@ -250,6 +277,11 @@ class Studio:
             "use_resolution_binning": False,
             "output_type": "np",
         }
+        longest = getattr(getattr(self.pipe, "tokenizer", None), "model_max_length", None)
+        taken = accepted.get("max_sequence_length")
+        if taken is not None and longest is not None and longest < (taken.default or 0):
+            # A small model's prompts are short: what is padding in all of them is masked, not free.
+            arguments["max_sequence_length"] = longest
         if settings.negative is not None:
             arguments["negative_prompt"] = [settings.negative] * len(shots)
         if settings.size:

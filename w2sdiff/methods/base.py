@@ -205,10 +205,11 @@ class Method:
 
     def with_edits(self, change: Callable[[Edit], Edit]) -> Method:
         """The same method with `change(edit)` for each edit (to add a LoRA file's hash, say)."""
+        fields = {field.name for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         changed = {
             role: Edits(tuple(change(edit) for edit in edits))
             for role, edits in self.roles.items()
-            if edits is not None
+            if edits is not None and role in fields
         }
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
@@ -224,6 +225,11 @@ class Method:
             value = getattr(self, field.name)
             data[field.name] = value.to_json() if isinstance(value, Edits | Window) else value
         return data
+
+    @classmethod
+    def of_fields(cls, fields: dict[str, Any]) -> Method:
+        """The method with these values of its fields, as `to_json` wrote them."""
+        return cls(**fields)
 
     def key(self) -> str:
         """sha256 of what decides the result: the JSON form without paths, which do not."""
@@ -257,7 +263,7 @@ def from_json(data: Mapping[str, Any]) -> Method:
         elif name != "method":
             fields[name] = value
     try:
-        return cls(**fields)
+        return cls.of_fields(fields)
     except TypeError as error:
         raise InputError(f"The method {cls.kind!r} does not take these fields: {error}.") from None
 

@@ -168,8 +168,20 @@ def _shapes_open() -> list[PromptRow]:
     ]
 
 
+def _shapes_train() -> list[PromptRow]:
+    """What training may see: no held-out combination, some captions left open."""
+    import numpy as np
+
+    from w2sdiff.shapes.sampling import sample_caption
+
+    rng = np.random.Generator(np.random.Philox(key=(1, 2**62)))
+    captions = (sample_caption(rng) for _ in range(20_000))
+    return [PromptRow(str(i), c.text, {"category": c.category}) for i, c in enumerate(captions, 1)]
+
+
 BUILT_IN: dict[str, Callable[[], list[PromptRow]]] = {
     "shapes": _shapes,
     "shapes-open": _shapes_open,
+    "shapes-train": _shapes_train,
 }
-"""Sets of the embedded world: captions to be obeyed, and captions that leave something open."""
+"""Sets of the embedded world: captions to be obeyed, with something left open, to train on."""

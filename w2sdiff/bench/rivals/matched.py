@@ -14,10 +14,9 @@ from typing import Any
 from w2sdiff.bench.plan.experiment import Arm
 from w2sdiff.bench.plan.inwords import described
 from w2sdiff.bench.results import Match
-from w2sdiff.bench.rivals.strength import real_role, unguided
 from w2sdiff.edits import Edits, Guidance
 from w2sdiff.generate import Recipe, Settings, cfg_scale
-from w2sdiff.methods import W2SD, AutoGuidance, Method, Plain, Window
+from w2sdiff.methods import W2SD, AutoGuidance, Method, Plain, Window, real_role, unguided
 
 __all__ = ["described", "rivals_of"]
 

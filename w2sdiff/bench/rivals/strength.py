@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from w2sdiff.edits import Edits, Guidance
 from w2sdiff.errors import UnsupportedError
 from w2sdiff.generate import Shot, Studio, cfg_scale
-from w2sdiff.methods import AutoGuidance, Eval, Method, Step, Steps
+from w2sdiff.methods import Eval, Method, Step, Steps, real_role, unguided
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Measured", "Strength", "effective_scale", "real_role", "unguided"]
+__all__ = ["Measured", "Strength", "effective_scale"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ class Measured(Method):
         guided: whether the pipeline is called with classifier-free guidance.
 
     Example:
+        >>> from w2sdiff import AutoGuidance
         >>> Measured(AutoGuidance(weak=Guidance(1.0)), guided=True).asks
         ('conditional', 'unconditional')
     """
@@ -206,28 +207,6 @@ class Measured(Method):
             directions.append(to["strong"] - to["weak"])
             numbers[:, -len(directions) :] = _on(update, directions)
         return numbers
-
-
-def real_role(method: Method) -> Edits:
-    """What the network wears while the real step is taken: base; without one, strong unguided.
-
-    In the two-model form of `AutoGuidance` the guidance scale of strong is half of a pair, not a
-    scale to draw with.
-
-    Example:
-        >>> from w2sdiff import Lora
-        >>> real_role(AutoGuidance(strong=Guidance(1.0) | Lora("dpo", 0.8), weak=Guidance(1.0)))
-        Lora(name='dpo', scale=0.8, sha256=None)
-    """
-    roles = method.roles
-    if isinstance(method, AutoGuidance) and roles["base"] is None:
-        return unguided(roles["strong"])
-    return roles["base"] or Edits()
-
-
-def unguided(edits: Edits | None) -> Edits:
-    """The edits of a role without its guidance scale."""
-    return Edits(tuple(edit for edit in edits or () if not isinstance(edit, Guidance)))
 
 
 def _has_pair(method: Method, guided: bool) -> bool:
