@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from w2sdiff import shapes
     from w2sdiff.drivers.attach import attach
-    from w2sdiff.edits import Checkpoint, Guidance, Lora, Prompt
+    from w2sdiff.edits import Checkpoint, CompressedKV, Guidance, Lora, Prompt
     from w2sdiff.errors import InputError, UnsupportedError, W2SDiffError
     from w2sdiff.methods import W2SD, AutoGuidance, Plain, Window, ZigZag
 
@@ -21,6 +21,7 @@ __all__ = [
     "W2SD",
     "AutoGuidance",
     "Checkpoint",
+    "CompressedKV",
     "Guidance",
     "InputError",
     "Lora",
@@ -36,7 +37,7 @@ __all__ = [
 
 _HOMES = {
     "w2sdiff.drivers": ("attach",),
-    "w2sdiff.edits": ("Checkpoint", "Guidance", "Lora", "Prompt"),
+    "w2sdiff.edits": ("Checkpoint", "CompressedKV", "Guidance", "Lora", "Prompt"),
     "w2sdiff.errors": ("InputError", "UnsupportedError", "W2SDiffError"),
     "w2sdiff.methods": ("W2SD", "AutoGuidance", "Plain", "Window", "ZigZag"),
 }

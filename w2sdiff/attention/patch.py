@@ -59,7 +59,7 @@ def compress(denoiser: Any, compression: KVCompression) -> Any:
         >>> from w2sdiff import shapes
         >>> pipe = DiffusionPipeline.from_pretrained(shapes.checkpoint_path("shapes-dit"))
         >>> _ = compress(pipe.transformer, KVCompression("average", ratio=2))
-        >>> image = pipe("a red circle", num_inference_steps=2).images[0]
+        >>> images = pipe("a red circle", num_inference_steps=2, use_resolution_binning=False)
         >>> _ = restore(pipe.transformer)
     """
     Patch(denoiser, compression).enable()
@@ -72,7 +72,7 @@ def restore(denoiser: Any) -> Any:
     Raises:
         InputError: the denoiser is not compressed.
     """
-    patch = denoiser_patch(denoiser)
+    patch = patch_of(denoiser)
     if patch is None:
         raise InputError(
             f"{type(denoiser).__name__} is not compressed; there is nothing to restore."
@@ -81,7 +81,7 @@ def restore(denoiser: Any) -> Any:
     return denoiser
 
 
-def denoiser_patch(denoiser: Any) -> Patch | None:
+def patch_of(denoiser: Any) -> Patch | None:
     """What compresses a denoiser now, if anything does."""
     patch: Patch | None = getattr(denoiser, "__dict__", {}).get(PATCH)
     return patch
@@ -96,6 +96,7 @@ class Patch:
 
     Attributes:
         compressors: the compressor of every compressed attention layer, by the layer's name.
+        depth: number of layers of the network, compressed or not.
 
     Raises:
         InputError: layers that the network does not have.
@@ -124,7 +125,7 @@ class Patch:
         self._call = Call()
         self._layers: list[tuple[Any, Any, Processor, KVCompressor]] = []
         layers = self.host.layers(self.network)
-        self._depth = len(layers)
+        self.depth = len(layers)
         self._compressed = frozenset(compression.layers_of(len(layers)))
         names = {id(module): name for name, module in self.network.named_modules()}
         for index in sorted(self._compressed):
@@ -172,7 +173,7 @@ class Patch:
         planes = self.host.planes(self.network.config, arguments)
         ratios = tuple(
             self.compression.at(index, level) if index in self._compressed else (1, 1)
-            for index in range(self._depth)
+            for index in range(self.depth)
         )
         check = KINDS[self.compression.kind].check_grid
         for ratio in set(ratios):
