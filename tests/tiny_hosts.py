@@ -9,7 +9,6 @@ from tiny import randomise
 from torch import Tensor, nn
 
 HOSTS = ("pixart", "pixart-micro", "hunyuan", "sd3", "sd35", "flux", "wan", "cogvideox")
-LAYERS = {"flux": 3, "hunyuan": 4}  # others: 2
 
 
 def build_host(name: str, seed: int = 0) -> Any:

@@ -37,7 +37,8 @@ def compress(denoiser: Any, compression: KVCompression) -> Any:
 
     Height and width are those of each call: any resolution, square or not, divisible by the ratio
     or not. Text tokens and frames stay whole. A transformer may be compiled before or afterwards,
-    and LoRAs, offloading and gradient checkpointing go on working.
+    and LoRAs, offloading and gradient checkpointing go on working (with checkpointing, go backward
+    through one call before the next one of another size).
 
     Args:
         denoiser: `pipe.transformer` of PixArt-α/Σ, HunyuanDiT, Stable Diffusion 3 and 3.5, FLUX,
@@ -99,7 +100,7 @@ class Patch:
         depth: number of layers of the network, compressed or not.
 
     Raises:
-        InputError: layers that the network does not have.
+        InputError: the denoiser is compressed, or layers that the network does not have.
         UnsupportedError: another network, or attention processors that are not the stock ones.
 
     Example:
@@ -121,6 +122,7 @@ class Patch:
         # torch.compile's wrapper and the module inside; the same one where there is no wrapper.
         self.network = getattr(denoiser, "_orig_mod", denoiser)
         self.host = host_of(self.network)
+        self._check_free()
         self.compressors: dict[str, KVCompressor] = {}
         self._call = Call()
         self._layers: list[tuple[Any, Any, Processor, KVCompressor]] = []
@@ -140,12 +142,7 @@ class Patch:
         Raises:
             InputError: the denoiser is compressed already.
         """
-        for module in (self.denoiser, self.network):
-            if PATCH in module.__dict__:
-                raise InputError(
-                    f"This {type(module).__name__} is compressed already; "
-                    "restore(denoiser) first, then compress it anew."
-                )
+        self._check_free()
         for module in {id(m): m for m in (self.denoiser, self.network)}.values():
             module.__dict__[PATCH] = self
         self._swapped: type = type(self.denoiser)
@@ -181,6 +178,13 @@ class Patch:
                 check(ratio, plane.height, plane.width)
         self._call.planes, self._call.ratios = planes, ratios
 
+    def _check_free(self) -> None:
+        if any(PATCH in module.__dict__ for module in (self.denoiser, self.network)):
+            raise InputError(
+                f"This {type(self.network).__name__} is compressed already; "
+                "restore(denoiser) first, then compress it anew."
+            )
+
     def _add(self, attn: Any, name: str, index: int) -> None:
         stock = attn.processor
         if type(stock).__name__ not in self.host.stocks:
@@ -202,10 +206,12 @@ def _noting(cls: type) -> Any:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         patch = self.__dict__.get(PATCH)
         if patch is not None:
-            patch.note(args, kwargs)
+            note(patch, args, kwargs)
         return super(noting, self).__call__(*args, **kwargs)
 
-    # Not compiled itself, while what it calls is: see the top of this file.
+    # Neither this call nor the note is compiled, while the network's own call is: see the top of
+    # this file.
+    note = torch.compiler.disable(Patch.note)  # type: ignore[no-untyped-call]
     call = torch.compiler.disable(__call__, recursive=False)  # type: ignore[no-untyped-call]
     # The same name, so that whatever asks for it (saving, hooks, error messages) sees the class it
     # knows.
