@@ -347,6 +347,26 @@ def test_a_lora_goes_on_working(name):
     assert torch.equal(run(model, name), plain)
 
 
+@pytest.mark.parametrize("first", ["compress", "offload"])
+@pytest.mark.parametrize("name", ["pixart", "flux"])
+def test_offloading_layer_by_layer(name, first):
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_submodules
+
+    model, compression = build_host(name), KVCompression("conv", 2, "all")
+    expected = run(compress(model, compression), name)
+    if first == "offload":
+        restore(model)
+    cpu_offload(model, torch.device("cpu"))
+    assert attentions(model, name)[0][0].to_k.weight.device.type == "meta"
+    if first == "offload":
+        compress(model, compression)
+    assert torch.equal(run(model, name), expected)
+    restore(model)
+    remove_hook_from_submodules(model)
+    assert torch.equal(run(compress(model, compression), name), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_stays_half_and_close(host, kind, dtype):

@@ -196,9 +196,17 @@ class Patch:
         compressor = KVCompressor(self.compression, attn.inner_dim, layer=index)
         like = next(attn.parameters())
         dtype = like.dtype if like.dtype.itemsize > 1 else None  # not a storage type (fp8, int8)
-        compressor.to(device=like.device, dtype=dtype).train(attn.training)
+        compressor.to(device=_device(attn, like), dtype=dtype).train(attn.training)
         self._layers.append((attn, stock, self.host(stock, index, self._call), compressor))
         self.compressors[name] = compressor
+
+
+def _device(attn: Any, like: torch.Tensor) -> Any:
+    if like.device.type != "meta":
+        return like.device
+    # Offloaded layer by layer: the weights are elsewhere between calls, the layer runs where its
+    # hook says.
+    return getattr(getattr(attn.to_k, "_hf_hook", None), "execution_device", None)
 
 
 @cache
