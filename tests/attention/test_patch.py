@@ -401,6 +401,34 @@ def test_the_compressors_follow_dtype_and_mode(pixart):
     assert "transformer_blocks.0.attn1.kv.sr.weight" in dict(pixart.named_parameters())
 
 
+def test_restoring_inside_an_attach_waits_for_its_end():
+    import tiny
+
+    from w2sdiff import Plain, attach
+
+    pipe = tiny.build("pixart")
+    cls = type(pipe.transformer)
+    compress(pipe.transformer, HALVED)
+    with attach(pipe, Plain()):
+        with pytest.raises(InputError, match="leave that first"):
+            restore(pipe.transformer)
+        tiny.latents(pipe, "pixart")
+    restore(pipe.transformer)
+    assert type(pipe.transformer) is cls
+    with attach(pipe, Plain()):
+        compress(pipe.transformer, HALVED)
+        tiny.latents(pipe, "pixart")
+    restore(pipe.transformer)  # compressed inside, restored after: attach took its class along
+    assert type(pipe.transformer) is cls
+    assert not any(hasattr(block.attn1, "kv") for block in pipe.transformer.transformer_blocks)
+
+
+def test_the_grid_is_that_of_a_call(pixart):
+    compress(pixart, HALVED)
+    with pytest.raises(UnsupportedError, match="not its forward"):
+        pixart.forward(**arguments("pixart"))
+
+
 def test_switching_a_patch(pixart):
     plain = run(pixart, "pixart")
     first, second = Patch(pixart, HALVED), Patch(pixart, KVCompression("conv", 2, "deep"))

@@ -147,17 +147,29 @@ class Patch:
             module.__dict__[PATCH] = self
         self._swapped: type = type(self.denoiser)
         # object.__setattr__: torch.compile's wrapper forwards ordinary attributes.
-        object.__setattr__(self.denoiser, "__class__", _noting(self._swapped))  # type: ignore[arg-type]
+        self._noting: type = _noting(self._swapped)  # type: ignore[arg-type]
+        object.__setattr__(self.denoiser, "__class__", self._noting)
         for attn, _, processor, compressor in self._layers:
             attn.__dict__["processor"] = processor
             attn._modules[SLOT] = compressor
 
     def disable(self) -> None:
-        """Switch off: the denoiser is what it was."""
+        """Switch off: the denoiser is what it was.
+
+        Raises:
+            InputError: something else, an `attach` for example, has wrapped the denoiser since.
+        """
+        wrapped = type(self.denoiser)
+        if wrapped is not self._noting and self._noting in wrapped.__mro__:
+            raise InputError(
+                f"Something has wrapped this {wrapped.__name__} after it was compressed, an attach "
+                "for example; leave that first, then restore."
+            )
         for attn, stock, _, _ in self._layers:
             attn.__dict__["processor"] = stock
             attn._modules.pop(SLOT, None)
-        object.__setattr__(self.denoiser, "__class__", self._swapped)
+        if wrapped is self._noting:
+            object.__setattr__(self.denoiser, "__class__", self._swapped)
         for module in (self.denoiser, self.network):
             module.__dict__.pop(PATCH, None)
 

@@ -142,6 +142,11 @@ class Processor:
     @property
     def off(self) -> bool:
         """Whether this layer runs uncompressed in this call: the stock processor's own work."""
+        if not self.call.ratios:
+            raise UnsupportedError(
+                "Compressed attention learns the grid when the transformer is called; call it, not "
+                "its forward, a block or a layer."
+            )
         return self.call.ratios[self.index] == (1, 1)
 
     def text_before(self, hidden: Tensor) -> int:
