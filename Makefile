@@ -52,7 +52,8 @@ test-all:
 oldest: .oldest/.ready
 	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/python -c 'import diffusers; assert diffusers.__version__.startswith("0.38."), diffusers'
 	PYTHONPATH=$(CURDIR)/.oldest $(PYTEST) -k "not float64" \
-	    tests/drivers/test_identity.py tests/drivers/test_replay.py tests/test_levels.py tests/test_pipelines.py
+	    tests/drivers/test_identity.py tests/drivers/test_replay.py tests/test_levels.py tests/test_pipelines.py \
+	    tests/attention/test_hosts.py tests/attention/test_patch.py
 
 .oldest/.ready: $(READY) Makefile
 	rm -rf .oldest

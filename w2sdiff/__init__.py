@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from w2sdiff import shapes
     from w2sdiff.drivers.attach import attach
-    from w2sdiff.edits import Checkpoint, Guidance, LearnedGuidance, Lora, Prompt
+    from w2sdiff.edits import (
+        Checkpoint,
+        CompressedKV,
+        Guidance,
+        LearnedGuidance,
+        Lora,
+        Prompt,
+    )
     from w2sdiff.errors import InputError, UnsupportedError, W2SDiffError
     from w2sdiff.methods import (
         W2SD,
@@ -30,6 +37,7 @@ __all__ = [
     "W2SD",
     "AutoGuidance",
     "Checkpoint",
+    "CompressedKV",
     "Core2",
     "Guidance",
     "InputError",
@@ -49,7 +57,9 @@ __all__ = [
 
 _HOMES = {
     "w2sdiff.drivers": ("attach",),
-    "w2sdiff.edits": ("Checkpoint", "Guidance", "LearnedGuidance", "Lora", "Prompt"),
+    "w2sdiff.edits": (
+        *("Checkpoint", "CompressedKV", "Guidance", "LearnedGuidance", "Lora", "Prompt"),
+    ),
     "w2sdiff.errors": ("InputError", "UnsupportedError", "W2SDiffError"),
     "w2sdiff.methods": (
         *("W2SD", "AutoGuidance", "Core2", "Plain", "StaleGuidance", "Window", "ZCore2", "ZigZag"),

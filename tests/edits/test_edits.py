@@ -110,7 +110,7 @@ def test_grammar(text, edits):
         (",guidance=1", "comma"),
         ('prompt="open', "quote"),
         ("guidance=1,guidance=2", "Two"),
-        ("=1", "Known: checkpoint, guidance"),
+        ("=1", "Known: checkpoint, compressed-kv, guidance"),
     ],
 )
 def test_grammar_errors_are_one_line_that_helps(text, says):
@@ -127,7 +127,7 @@ def test_no_text_makes_the_grammar_fail_otherwise(text):
 
 
 def test_every_edit_has_a_summary_line_and_nothing_else_is_registered():
-    assert set(EDITS) >= {"guidance", "lora", "checkpoint", "prompt"}
+    assert set(EDITS) >= {"guidance", "lora", "checkpoint", "compressed-kv", "prompt"}
     for name in EDITS:
         assert EDITS.summary(name).startswith(name)
 
