@@ -68,9 +68,14 @@ def generate(
     image_strength: Annotated[
         float | None, typer.Option(help="How much of it is redrawn, up to 1. Default: 0.6.")
     ] = None,
+    preset: Annotated[
+        str | None,
+        _option(_METHOD, "Published settings, unless given otherwise; see `list presets`."),
+    ] = None,
     method: Annotated[
-        str, _option(_METHOD, "w2sd, zigzag, autoguidance, plain, ...; see `list methods`.")
-    ] = "w2sd",
+        str | None,
+        _option(_METHOD, "w2sd, zigzag, autoguidance, core2, plain; see `list methods`."),
+    ] = None,
     strong: Annotated[str | None, _option(_METHOD, "The strong model.", metavar="EDITS")] = None,
     weak: Annotated[str | None, _option(_METHOD, "The weak model.", metavar="EDITS")] = None,
     base: Annotated[
@@ -83,7 +88,20 @@ def generate(
     inversion: Annotated[
         str | None, _option(_METHOD, "exact, or reference: as the published code does it.")
     ] = None,
-    scale: Annotated[float | None, _option(_METHOD, "Scale of autoguidance.")] = None,
+    scale: Annotated[
+        float | None, _option(_METHOD, "Scale of autoguidance, or of core2's slow steps.")
+    ] = None,
+    noise_model: Annotated[
+        str | None,
+        _option(_METHOD, "Noise model of core2. Default: the model's own.", metavar="FILE"),
+    ] = None,
+    slow_until: Annotated[
+        float | None, _option(_METHOD, "End of core2's slow part, as a fraction of the run.")
+    ] = None,
+    fast_scale: Annotated[float | None, _option(_METHOD, "Scale of core2's fast steps.")] = None,
+    every: Annotated[
+        int | None, _option(_METHOD, "Steps between the unconditional halves of stale.")
+    ] = None,
     model: Annotated[
         str | None,
         _option(
@@ -130,17 +148,20 @@ def generate(
         from w2sdiff.jobs import Ledger, check_writable
         from w2sdiff.methods import METHODS
 
+        published = library.preset(preset) if preset is not None else library.Preset("w2sd", "", "")
+        method = method or published.method
         METHODS[method]  # an unknown one is said before a model is looked for
         found = library.find_model(
             model or library.DEFAULT_MODEL, variant=variant, revision=revision
         )
+        said = published.settings
         settings = library.Settings(
-            steps=found.default("num_inference_steps", 50) if steps is None else steps,
-            guidance=found.default("guidance_scale", 1.0) if guidance is None else guidance,
+            steps=_first(steps, said.get("steps"), found.default("num_inference_steps", 50)),
+            guidance=_first(guidance, said.get("guidance"), found.default("guidance_scale", 1.0)),
             true_cfg=true_cfg,
             negative=negative,
             size=parse_size(size),
-            scheduler=scheduler,
+            scheduler=_first(scheduler, said.get("scheduler")),
             image=image,
             image_strength=0.6 if image and image_strength is None else image_strength,
             loras=tuple(map(parse_lora, lora or [])),
@@ -151,7 +172,13 @@ def generate(
             attention_backend=attention_backend,
         ).on_device(small=found.is_shapes)
         options: dict[str, Any] = {"strong": strong, "weak": weak, "base": base, "window": window}
-        options |= {"times": times, "inversion": inversion, "scale": scale}
+        options |= {"times": times, "inversion": inversion, "scale": scale, "every": every}
+        options |= {"noise_model": noise_model, "slow_until": slow_until, "fast_scale": fast_scale}
+        if method == published.method:
+            options = {
+                name: _first(value, published.options.get(name)) for name, value in options.items()
+            }
+            options = {**published.options, **options}
         chosen, notes = library.choose_method(
             method, options, found, library.cfg_scale(found, settings)
         )
@@ -270,6 +297,11 @@ def _conclude(reporter: Reporter, summary: Summary, out: Path) -> None:
         raise typer.Exit(130)
     if summary.failed:
         raise typer.Exit(1)
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is there."""
+    return next((value for value in values if value is not None), None)
 
 
 def _rows(given: list[str], file: Path | None) -> list[PromptRow]:

@@ -13,11 +13,13 @@ __all__ = ["list_kinds"]
 
 
 def list_kinds(
-    kind: Annotated[str, typer.Argument(help="methods, edits, models, families or scorers.")],
+    kind: Annotated[
+        str, typer.Argument(help="methods, edits, models, families, scorers or presets.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
-    """List the methods, edits, models, pipeline families or scorers there are."""
+    """List the methods, edits, models, pipeline families, scorers or presets there are."""
     del debug
     from w2sdiff.registry import unknown
 
@@ -43,6 +45,14 @@ def _edits() -> Iterator[tuple[str, str]]:
     for name in EDITS:
         form, _, text = EDITS.summary(name).partition("  ")
         yield form, text.strip()
+
+
+def _presets() -> Iterator[tuple[str, str]]:
+    from w2sdiff.generate import PRESETS
+
+    for name, preset in PRESETS.items():
+        needs = f"; needs {preset.needs}" if preset.needs else ""
+        yield name, f"{preset.method} on {preset.model}: {preset.source}{needs}"
 
 
 def _models() -> Iterator[tuple[str, str]]:
@@ -90,4 +100,5 @@ _LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "models": _models,
     "families": _families,
     "scorers": _scorers,
+    "presets": _presets,
 }

@@ -13,6 +13,7 @@ from w2sdiff.generate.choose import choose_method, find_loras, parse_window, wit
 from w2sdiff.generate.draw import Drawn, Shot, Studio, Verdict
 from w2sdiff.generate.models import DEFAULT_MODEL, Model, find_model
 from w2sdiff.generate.plan import Arm, Picture, Plan, compared, slug
+from w2sdiff.generate.presets import PRESETS, Preset, preset
 from w2sdiff.generate.recipe import Recipe, cfg_scale, item_of
 from w2sdiff.generate.run import draw_grids, generate
 from w2sdiff.generate.settings import DTYPES, OFFLOADS, SCHEDULERS, LoraFile, Settings
@@ -22,6 +23,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "DTYPES",
     "OFFLOADS",
+    "PRESETS",
     "SCHEDULERS",
     "Again",
     "Arm",
@@ -30,6 +32,7 @@ __all__ = [
     "Model",
     "Picture",
     "Plan",
+    "Preset",
     "Recipe",
     "Settings",
     "Shot",
@@ -46,6 +49,7 @@ __all__ = [
     "make_again",
     "outcome_of",
     "parse_window",
+    "preset",
     "slug",
     "with_loras",
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from w2sdiff.core2.noise_model import read_header
 from w2sdiff.edits import Checkpoint, Edit, Edits, Guidance, Lora, parse_edits
 from w2sdiff.errors import InputError
 from w2sdiff.generate.models import Model
@@ -39,19 +41,46 @@ def choose_method(
     given = {field: value for field, value in options.items() if value is not None}
     for field in given:
         if field not in fields:
-            taken = ", ".join(f"--{known}" for known in sorted(fields & options.keys())) or "none"
-            raise InputError(f"the method {name} takes no --{field} (of these it takes: {taken})")
+            taken = ", ".join(map(_dashed, sorted(fields & options.keys()))) or "none"
+            raise InputError(
+                f"the method {name} takes no {_dashed(field)} (of these it takes: {taken})"
+            )
     for role in ROLES:
         if role in given:
             given[role] = parse_edits(given[role])
     if "window" in given:
         given["window"] = parse_window(given["window"])
     notes: list[str] = []
+    if "noise_model" in fields:
+        given["noise_model"], made = _noise_model(given.get("noise_model"), model)
+        notes += made
     if name in ("w2sd", "autoguidance") and not {"strong", "weak"} & given.keys():
         pair, note = _default_pair(name, model, guidance)
         given |= pair
         notes.append(note)
     return cls(**given), notes
+
+
+def _noise_model(given: str | Path | None, model: Model) -> tuple[Path, list[str]]:
+    """The file of a noise model: one that comes with the model, by its name, or any other."""
+    file = model.noise_model("guidance" if given is None else str(given))
+    if file is None and given is not None and Path(given).is_file():
+        file = Path(given)
+    if file is None:
+        known = sorted(path.stem for path in (model.folder / "noise_models").glob("*.safetensors"))
+        raise InputError(
+            f"no noise model {str(given)!r}: it is neither a file nor one of those that come with "
+            f"{model.name} ({', '.join(known) or 'none'}); train one with `w2sdiff core2 reflect`"
+            if given is not None
+            else f"{model.name} comes with no noise model; give one with --noise-model"
+        )
+    header = read_header(file)
+    trained = header["host"].get("sha256")
+    notes = [] if given is not None else ["the noise model that comes with the model"]
+    if trained not in (None, model.sha256):
+        name = header["host"].get("name")
+        notes.append(f"the noise model was made for other weights than these ({name})")
+    return file, notes
 
 
 def parse_window(text: str) -> Window:
@@ -142,3 +171,7 @@ def _default_pair(name: str, model: Model, guidance: float) -> tuple[dict[str, A
         + ("" if name != "w2sd" else ", and with guidance off there is no guidance pair")
         + "; give --weak, for example --weak checkpoint=FOLDER"
     )
+
+
+def _dashed(field: str) -> str:
+    return "--" + field.replace("_", "-")

@@ -139,6 +139,11 @@ class Model:
         path = self.folder / "loras" / f"{name}.safetensors"
         return path if path.name == f"{name}.safetensors" and path.is_file() else None
 
+    def noise_model(self, name: str) -> Path | None:
+        """A noise model that comes with it: ``noise_models/<name>.safetensors``."""
+        path = self.folder / "noise_models" / f"{name}.safetensors"
+        return path if path.name == f"{name}.safetensors" and path.is_file() else None
+
     def default(self, argument: str, fallback: Any) -> Any:
         """The value its pipeline gives an argument that the caller leaves out."""
         if self.is_shapes and argument in _SHAPES_DEFAULTS:

@@ -14,7 +14,7 @@ from w2sdiff.generate.models import Model
 from w2sdiff.generate.recipe import Recipe
 from w2sdiff.generate.settings import Settings
 from w2sdiff.jobs import Task
-from w2sdiff.methods import Method, Plain
+from w2sdiff.methods import Method, Plain, real_role
 from w2sdiff.prompts import PromptRow
 
 __all__ = ["Arm", "Picture", "Plan", "compared", "slug"]
@@ -161,12 +161,18 @@ class Plan:
 def compared(method: Method, label: str) -> tuple[Arm, ...]:
     """The arms of a comparison: plain weak, plain strong, the method.
 
+    Of a method with a noise model they are plain sampling without and with guidance.
+
     Where the pair differs in more than guidance, the plain pictures are drawn at the guidance the
     pipeline is called with: a scale that a role has while it reflects is not one to draw with.
 
     Raises:
         InputError: the method has no weak and strong model.
     """
+    if hasattr(method, "noise_model"):
+        base = real_role(method)
+        ends = Arm("conditional", Plain(base | Guidance(1.0))), Arm("guided", Plain(base))
+        return *ends, Arm(label, method)
     if not (hasattr(method, "weak") and hasattr(method, "strong")):
         raise InputError(f"the method {label} has no weak and strong model to compare")
     weak, strong = (method.roles[role] for role in ("weak", "strong"))

@@ -168,6 +168,11 @@ class Method:
     kind: ClassVar[str]
     window: Window = Window()
 
+    @property
+    def reach(self) -> Window:
+        """The steps at which it does something else than plain sampling: mostly its window."""
+        return self.window
+
     def steps(self, step: Step) -> Steps:
         """Ask for evaluations, then return the prediction and the latents to step with."""
         raise NotImplementedError

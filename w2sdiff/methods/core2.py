@@ -75,6 +75,11 @@ class Core2(Method):
         return Window(stop=self.slow_until, last=True)
 
     @property
+    def reach(self) -> Window:
+        """All steps, whichever way they go."""
+        return Window(last=True)
+
+    @property
     def roles(self) -> dict[str, Edits | None]:
         """Slow is the strong role, fast the weak one."""
         roles: dict[str, Edits | None] = self.__dict__["_roles"]

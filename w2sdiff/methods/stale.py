@@ -54,6 +54,11 @@ class StaleGuidance(Method):
         return Window(when=lambda step, _: step % self.every == 0)
 
     @property
+    def reach(self) -> Window:
+        """All steps, whichever way they go."""
+        return Window(last=True)
+
+    @property
     def roles(self) -> dict[str, Edits | None]:
         """Both halves, the unconditional one kept, as strong; the kept one again as weak."""
         base = Edits.of(self.base)

@@ -26,6 +26,7 @@ __all__ = [
     "judge_all",
     "judge_path",
     "lora_path",
+    "noise_model_path",
     "parse",
     "weak_path",
 ]
@@ -85,6 +86,18 @@ def lora_path(name: str, lora: str) -> Path:
     if lora not in files:
         raise unknown(f"LoRA of {name}", lora, sorted(files))
     return files[lora]
+
+
+def noise_model_path(name: str, noise_model: str = "guidance") -> Path:
+    """Return the file of a noise model that comes with an embedded checkpoint.
+
+    Raises `InputError` with the nearest names if there is no such checkpoint or noise model.
+    """
+    folder = checkpoint_path(name) / "noise_models"
+    files = {file.stem: file for file in folder.glob("*.safetensors")}
+    if noise_model not in files:
+        raise unknown(f"noise model of {name}", noise_model, sorted(files))
+    return files[noise_model]
 
 
 def judge_path(name: str = "shapes-clip") -> Path:

@@ -48,10 +48,14 @@ def described(arm: Arm) -> str:
 
 def _method(method: Method) -> str:
     """Its roles, and those options that are not the default."""
-    parts = [f"{role} {_role(edits)}" for role, edits in method.roles.items() if edits is not None]
-    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    worn = {role: edits for role, edits in method.roles.items() if role in fields}
+    parts = [f"{role} {_role(edits)}" for role, edits in worn.items() if edits is not None]
+    for field in fields.values():
         value = getattr(method, field.name)
-        if field.name not in ROLES and value != field.default:
+        if field.name == "noise_model":
+            parts.append(f"noise model {PurePath(str(value)).stem}")
+        elif field.name not in ROLES and value != field.default:
             parts.append(f"{field.name} {_option(value)}")
     return f"{method.kind} ({'; '.join(parts)})" if parts else method.kind
 

@@ -11,7 +11,7 @@ from typing import Any
 from w2sdiff.bench.plan.checks import Check, choice, items, number, pairs, size, text, truth, whole
 from w2sdiff.bench.plan.textfile import read_mapping
 from w2sdiff.errors import InputError
-from w2sdiff.generate import DEFAULT_MODEL, DTYPES, OFFLOADS, SCHEDULERS
+from w2sdiff.generate import DEFAULT_MODEL, DTYPES, OFFLOADS, SCHEDULERS, preset
 from w2sdiff.methods import METHODS
 from w2sdiff.registry import unknown
 
@@ -42,6 +42,12 @@ _OPTIONS: dict[str, Check] = {
     "inversion": text,
     "weak_time": text,
     "scale": number,
+    "real_scale": number,
+    "noise_model": text,
+    "slow_until": number,
+    "fast_scale": number,
+    "reference": truth,
+    "every": whole(1, 10_000),
 }
 _RUN: dict[str, Check] = {
     "title": text,
@@ -125,10 +131,13 @@ def _arm(name: object, data: Any, top: Mapping[str, Any], loras: Mapping[str, st
     if not isinstance(data, Mapping):
         raise InputError(f"{where}: expected options such as {{method: w2sd}}, got {data!r}")
     rest = {key: value for key, value in data.items() if key != "loras"}
+    if "preset" in rest:
+        published = preset(text(rest.pop("preset"), f"{where}.preset"))
+        rest = {"method": published.method, **published.settings, **published.options, **rest}
     method = choice("method", sorted(METHODS))(rest.pop("method", None), f"{where}.method")
     options = _options_of(method)
     known = {**_SETTINGS, **_MODEL, **options, "candidates": whole(1, 10_000)}
-    own = _checked(rest, known, where, ("method", "loras"))
+    own = _checked(rest, known, where, ("method", "loras", "preset"))
     both = {**top, **own}
     model = {"name": both.get("model", DEFAULT_MODEL)}
     return ArmWords(

@@ -113,7 +113,7 @@ def _at_scale(arm: Arm, match: Match, scale: float, on_note: Callable[[str], Non
     """Plain guidance at `scale` within the arm's window."""
     label = f"plain, guidance {scale:g}"
     steps = arm.recipe.steps
-    inside = arm.method.window.count(steps)
+    inside = arm.method.reach.count(steps)
     if inside == 0:
         return None
     if inside >= steps - 1:
@@ -125,7 +125,7 @@ def _at_scale(arm: Arm, match: Match, scale: float, on_note: Callable[[str], Non
         return None
     # u + k (s-mix - u) is the mix at scale k s: one evaluation more a step, in the window alone.
     weak = unguided(base) | Guidance(0.0)
-    method = AutoGuidance(base, weak, scale=scale / own, window=arm.method.window)
+    method = AutoGuidance(base, weak, scale=scale / own, window=arm.method.reach)
     return _affordable(arm, match, f"{label} in the window", method, arm.settings, on_note)
 
 
@@ -246,7 +246,7 @@ def _plain(arm: Arm, scale: float | None) -> tuple[Plain, Settings]:
 def _inside(arm: Arm, own: float, mean: float) -> float:
     """The scale inside the window that gives a mean over all steps; outside it is the arm's own."""
     steps = arm.recipe.steps
-    inside = arm.method.window.count(steps)
+    inside = arm.method.reach.count(steps)
     if inside == 0 or inside >= steps - 1:
         return mean
     return round(own + (mean - own) * steps / inside, 3)
