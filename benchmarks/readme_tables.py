@@ -199,6 +199,70 @@ def shapes_clip(result: dict) -> str:
     )
 
 
+def core2(result: dict) -> str:
+    limit, steps = result["settings"]["limit"], result["settings"]["steps"]
+    parts = [
+        "### CoRe² on the embedded models\n\n"
+        f"Captions obeyed on {limit} captions, {steps} steps unless the name says otherwise, from "
+        "the same start noise; the best guidance scale of plain sampling was chosen on other "
+        "captions. *gap closed*: between plain at guidance 1 and plain at its best scale. "
+        "Differences in points, paired 95% intervals."
+    ]
+    for model, found in result["models"].items():
+        parts += [_core2_table(model, found), _core2_facts(model, found)]
+    return "\n\n".join(parts)
+
+
+def core2_pair(result: dict) -> str:
+    parts = [
+        "### A distilled W2SD pair\n\n"
+        "The same for a noise model that has learned what W2SD with the early checkpoint makes of "
+        "a step (`core2 collect --method w2sd`)."
+    ]
+    for model, found in result["models"].items():
+        parts.append(_core2_table(model, found))
+    return "\n\n".join(parts)
+
+
+def _core2_table(model: str, found: dict) -> str:
+    rows = []
+    for name, arm in found["arms"].items():
+        low, high = (100 * end for end in arm["gap_closed"]["interval"])
+        anchor = name in ("plain, guidance 1", "plain, best guidance")
+        closed = f"{100 * arm['gap_closed']['share']:.0f}% ({low:.0f} to {high:.0f})"
+        rows.append(
+            [
+                name,
+                arm["evaluations"],
+                share(arm["score"]),
+                f"{100 * arm['parts']['held out']['share']:.0f}%",
+                "" if anchor else closed,
+                "" if name == "plain, best guidance" else told(arm["minus_best"]),
+            ]
+        )
+    guidance = found["guidance"]
+    head = [f"{model}, best guidance {guidance['best']:g}, learned {guidance['learned']:g}"]
+    head += ["evaluations", "obeyed", "held out", "gap closed", "against plain, best guidance"]
+    return table(head, rows)
+
+
+def _core2_facts(model: str, found: dict) -> str:
+    explained, timing = found["explained"], found["timing"]
+    levels = explained["by_level"]
+    kinds = ", ".join(f"{name} {100 * s:.0f}%" for name, s in explained["by_category"].items())
+    seconds = "; ".join(
+        f"{name}: {times['fast over plain at its best']:.2f} of plain at its best scale, of which "
+        f"the noise model is {100 * times['noise model, share of fast']:.0f}%"
+        for name, times in timing.items()
+    )
+    return (
+        f"{model}: of what guidance adds, the noise model predicts {100 * levels[0]:.0f}% at the "
+        f"first step, {100 * levels[len(levels) // 2]:.0f}% in the middle and "
+        f"{100 * levels[-1]:.0f}% at the last one (squared; {kinds}). Seconds of fast sampling, "
+        f"{seconds}."
+    )
+
+
 def share(figures: dict) -> str:
     value, low, high = (100 * figures[name] for name in ("share", "low", "high"))
     return f"{value:.1f}% ({low:.1f} to {high:.1f})"
@@ -207,6 +271,8 @@ def share(figures: dict) -> str:
 SECTIONS = {
     "shapes_quality.json": shapes_quality,
     "shapes_methods.json": shapes_methods,
+    "core2.json": core2,
+    "core2_pair.json": core2_pair,
     "shapes_quick/summary.json": shapes_quick,
     "shapes_balance.json": shapes_balance,
     "shapes_clip.json": shapes_clip,

@@ -15,9 +15,10 @@ REPO = Path(__file__).parent.parent
 SMALLEST = {
     "shapes_balance": "--n 8 --steps 2",
     "shapes_methods": "--models shapes-dit --limit 8 --choose-on 4 --steps 2",
+    "core2": "--models shapes-unet --limit 8 --choose-on 8 --steps 4 --repeats 1",
     "harness": "--parts ledger report --items 200 --prompts 8",
 }
-MODELS = {"shapes_balance": "shapes-unet", "shapes_methods": "shapes-dit"}
+MODELS = {"shapes_balance": "shapes-unet", "core2": "shapes-unet", "shapes_methods": "shapes-dit"}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,22 @@ def test_methods_spend_no_more_than_w2sd(result):
             d = arm["minus_reference"]
             assert d["wins"] - d["losses"] == round(8 * d["difference"])
             assert d["difference"] == pytest.approx(arm["score"]["share"] - reference, abs=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["core2"], indirect=True)
+def test_core2_says_what_each_arm_costs_and_closes(result):
+    found = result["models"]["shapes-unet"]
+    arms = found["arms"]
+    assert arms["fast only"]["evaluations"] == arms["plain, guidance 1"]["evaluations"] == 4
+    assert arms["slow only"]["evaluations"] == arms["plain, best guidance"]["evaluations"] == 8
+    ends = (arms[f"plain, {name}"] for name in ("guidance 1", "best guidance"))
+    alone, best = (end["score"]["share"] for end in ends)
+    for arm in arms.values():
+        expected = (arm["score"]["share"] - alone) / max(best - alone, 1e-9)
+        assert arm["gap_closed"]["share"] == pytest.approx(expected, abs=2e-3)
+    assert len(found["explained"]["by_level"]) == 4
+    assert {"batch 1", "batch 16"} == set(found["timing"])
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def test_printed_costs_are_what_methods_say(
 ) -> None:
     (tmp_path / "weak").mkdir()
     save_file({}, tmp_path / "weak" / "diffusion_pytorch_model.safetensors")
+    save_file({}, tmp_path / "noise_model.safetensors")
     monkeypatch.chdir(tmp_path)
     method = eval(expression, {name: getattr(w2sdiff, name) for name in w2sdiff.__all__})
     assert method.cost(num_inference_steps=50, guidance_scale=5.5) == cost
@@ -118,15 +119,22 @@ def test_commands_use_options_that_exist() -> None:
 
     from w2sdiff.cli.app import app
 
+    commands = dict(typer.main.get_command(app).commands)
+    for name, group in list(commands.items()):
+        inner = getattr(group, "commands", {})
+        commands |= {f"{name} {word}": command for word, command in inner.items()}
     known = {
         name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in typer.main.get_command(app).commands.items()
+        for name, command in commands.items()
+        if not hasattr(command, "commands")
     }
     used = set()
     for page in ["README.md", "Makefile", "benchmarks/README.md"]:
         text = (REPO / page).read_text(encoding="utf-8").replace("\\\n", " ")
-        for command, options in re.findall(r"w2sdiff ([a-z]+) ([^`\n]*)", text):
+        for first, second, rest in re.findall(r"w2sdiff ([a-z0-9]+) ([a-z]*)([^`\n]*)", text):
+            group = f"{first} {second}" in known
+            command, options = (f"{first} {second}", rest) if group else (first, second + rest)
             if command in known:
                 used |= {(command, option) for option in re.findall(r"--[a-z-]+", options)}
-    assert {"generate", "score", "report"} <= {command for command, _ in used}
+    assert {"generate", "score", "report", "core2 collect"} <= {command for command, _ in used}
     assert not [(command, option) for command, option in used if option not in known[command]]

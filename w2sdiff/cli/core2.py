@@ -246,7 +246,10 @@ def reflect(
         float, typer.Option(help="Largest cost, as a share of one evaluation of the host.")
     ] = 0.05,
     width: Annotated[int | None, typer.Option(help="Width. Default: what the cost allows.")] = None,
-    depth: Annotated[int, typer.Option(help="Number of blocks.")] = 1,
+    depth: Annotated[int, typer.Option(help="Number of blocks.")] = 2,
+    patch: Annotated[
+        int | None, typer.Option(help="Side of a token in latents. Default: twice the host's.")
+    ] = None,
     validation: Annotated[float, typer.Option(help="Share of the prompts held back.")] = 0.05,
     validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 500,
     accumulate: Annotated[
@@ -285,6 +288,7 @@ def reflect(
             cost_ratio=cost_ratio,
             width=width,
             depth=depth,
+            patch=patch,
             validation=validation,
             validate_every=validate_every,
             accumulate=accumulate,

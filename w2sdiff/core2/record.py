@@ -91,6 +91,11 @@ class Recorded(Method):
         self._record(step, prediction, x)
         return prediction, x
 
+    def evaluations(self, in_window: bool, guidance_scale: float) -> int:
+        """The method's, and one more for the conditional prediction that does not pass by."""
+        more = 0 if self._plain else 1
+        return self.method.evaluations(in_window, guidance_scale) + more
+
     def take(self) -> list[list[Take]]:
         """The recorded steps of each call since the last `take`; calls that failed are left out."""
         done, self._done = self._done, []

@@ -50,6 +50,7 @@ class Training:
         cost_ratio: most operations of the model, as a share of one evaluation of the host.
         width: of the model; None: the largest that the cost ratio allows.
         depth: its number of blocks.
+        patch: side of the square of latents that is one of its tokens; None: twice the host's.
         validation: share of the prompts that is held back.
         validate_every: steps between validations.
         accumulate: batches whose gradients are added up before a step.
@@ -71,7 +72,8 @@ class Training:
     loss: Loss = "relative"
     cost_ratio: float = 0.05
     width: int | None = None
-    depth: int = 1
+    depth: int = 2
+    patch: int | None = None
     validation: float = 0.05
     validate_every: int = 500
     accumulate: int = 1
