@@ -25,7 +25,8 @@ def by_stem(path):
 
 def test_there_are_some_of_both_kinds():
     assert len(EMBEDDED) + len(PUBLISHED) == len(FILES)
-    assert {"shapes_quick", "shapes_unet", "shapes_dit"} == {path.stem for path in EMBEDDED}
+    names = {"shapes_quick", "shapes_unet", "shapes_dit", "shapes_core2"}
+    assert names == {path.stem for path in EMBEDDED}
     assert {"sdxl_lora", "sdxl_guidance"} == {path.stem for path in PUBLISHED}
 
 

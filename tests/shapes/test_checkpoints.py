@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from w2sdiff.shapes import checkpoint_names, checkpoint_path, lora_path, weak_path
+from w2sdiff.core2 import load_noise_model
+from w2sdiff.generate import find_model
+from w2sdiff.shapes import (
+    checkpoint_names,
+    checkpoint_path,
+    lora_path,
+    noise_model_path,
+    weak_path,
+)
 from w2sdiff.shapes.oracle import judge_all
 from w2sdiff.shapes.train.card import parameter_counts
 from w2sdiff.shapes.train.evaluate import score
@@ -29,9 +37,21 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_all_together_fit_into_20_megabytes():
+def test_all_together_fit_into_20_megabytes_and_a_noise_model_into_3():
     files = [f for name in NAMES for f in checkpoint_path(name).rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) <= 20 * 2**20
+    noise_models = [f for f in files if f.parent.name == "noise_models"]
+    assert sum(f.stat().st_size for f in files if f not in noise_models) <= 20 * 2**20
+    assert all(f.stat().st_size <= 3e6 for f in noise_models)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_models_are_of_the_model_they_come_with(name):
+    model = find_model(name)
+    for file in (checkpoint_path(name) / "noise_models").glob("*.safetensors"):
+        noise_model = load_noise_model(file)
+        assert noise_model.host.sha256 == model.sha256
+        assert noise_model.host.channels == 8
+    assert noise_model_path(name).stem == "guidance"
 
 
 def test_weights_are_safetensors_only():

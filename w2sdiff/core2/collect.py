@@ -334,8 +334,9 @@ def _agree(plan: Plan, out: Path) -> None:
         "schema": 1,
         "decides": decides,
         "model": plan.model.name,
-        "method": plan.recipe.method_json,
-        "settings": plan.settings.to_json(),
+        # What is trained on it says where its data is from, but names no folder of a machine.
+        "method": plan.model.portable(plan.recipe.method_json),
+        "settings": plan.settings.decides(),
         "prompts": len(plan.rows),
         "first_seed": plan.first_seed,
         "shard": plan.shard,

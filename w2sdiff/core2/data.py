@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,6 +87,7 @@ class Collected:
         shards: the files.
         about: the folder's manifest.
         part: "train" or "validation", and the share of the latter; None: all.
+        seconds: that collecting took, over all processes.
 
     Example:
         >>> Collected.open(Path("nowhere"))
@@ -98,6 +100,7 @@ class Collected:
     shards: tuple[Shard, ...]
     about: Mapping[str, Any]
     part: tuple[str, float] | None = None
+    seconds: float = 0.0
 
     @classmethod
     def open(cls, folder: Path) -> Collected:
@@ -130,7 +133,8 @@ class Collected:
         kept = [shard for shard in shards if shard.prompts]
         if not kept:
             raise InputError(f"{folder} holds no picture that was worth keeping")
-        return cls(folder, _host(kept[0].path), tuple(kept), about)
+        seconds = sum(float(record.facts.get("seconds", 0)) for record in records)
+        return cls(folder, _host(kept[0].path), tuple(kept), about, seconds=seconds)
 
     def split(self, validation: float) -> tuple[Collected, Collected]:
         """Training and validation parts; every prompt, however often it occurs, is in one.
@@ -144,8 +148,7 @@ class Collected:
         if not 0 < validation < 1:
             raise InputError(f"the share of validation lies in (0, 1), got {validation}")
         parts = tuple(
-            Collected(self.folder, self.host, self.shards, self.about, (which, validation))
-            for which in ("train", "validation")
+            dataclasses.replace(self, part=(which, validation)) for which in ("train", "validation")
         )
         for part in parts:
             if not len(part):

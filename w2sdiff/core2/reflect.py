@@ -18,7 +18,7 @@ from w2sdiff.core2.compact import CompactNoiseModel
 from w2sdiff.core2.curves import Curves
 from w2sdiff.core2.data import Batch, Collected
 from w2sdiff.core2.noise_model import save_noise_model
-from w2sdiff.core2.sizing import calibrated, sized
+from w2sdiff.core2.sizing import calibrated, share_of, sized
 from w2sdiff.core2.validate import Validation, displacement, validate
 from w2sdiff.errors import InputError
 
@@ -368,6 +368,8 @@ class _Run:
             "seconds": round(self.seconds, 1),
             "samples": len(self.kept),
             "validation": found.to_json(),
+            "cost_ratio": round(share_of(self.bare.sizes, self.kept), 4),
+            "collect_seconds": round(self.kept.seconds, 1),
             "data": {
                 name: self.kept.about[name]
                 for name in ("model", "method", "settings", "prompts", "first_seed")

@@ -153,7 +153,8 @@ class LearnedGuidance(Edit):
 
     def _apply(self, c: torch.Tensor, context: Context) -> torch.Tensor:
         """g(c); what a network appends to its prediction (a learned variance) stays c's."""
-        key = ("noise model", self._hash() if self._named else id(self.noise_model))
+        # One for the slow and the fast form. Not by its hash: that would read the file every step.
+        key = ("noise model", str(self.noise_model) if self._named else id(self.noise_model))
         model: NoiseModel = context.remember(key, lambda: self._load(c, context))
         assert context.request is not None
         given = given_of(context.request, model.channels or c.shape[1], reference=self.reference)
