@@ -39,7 +39,7 @@ NOISE_MODEL = {
     f"w2sdiff.core2.{name}"
     for name in (
         *("noise_model", "compact", "published", "published_config", "bank", "prompt_svd"),
-        "weights",
+        *("weights", "last_prompt"),
     )
 }
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}

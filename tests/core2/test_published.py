@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from w2sdiff.core2 import published
 from w2sdiff.core2.bank import lora_index
+from w2sdiff.core2.last_prompt import LastPrompt
 from w2sdiff.core2.noise_model import Given
-from w2sdiff.core2.prompt_svd import LastPrompt, PromptRows, decompose
+from w2sdiff.core2.prompt_svd import PromptRows, decompose
 from w2sdiff.core2.published import SD35, SDXL, PublishedConfig, PublishedNoiseModel
 from w2sdiff.errors import InputError
 

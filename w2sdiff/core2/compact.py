@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from w2sdiff.core2.last_prompt import LastPrompt
 from w2sdiff.core2.noise_model import Given, NoiseModel
 from w2sdiff.errors import InputError
 from w2sdiff.levels import Prediction
 
 __all__ = ["CompactConfig", "CompactNoiseModel", "flops_of"]
 
+T = TypeVar("T")
+_REMEMBERED = 1000  # noise levels and grids
 _OCTAVES = 16  # frequencies that tell the noise level
 _CONDITION = 64  # width of what they become
 _CLEAN = 5.0  # x0 is believed up to so many standard deviations: nearly pure noise says nothing
@@ -99,6 +102,7 @@ class CompactNoiseModel(NoiseModel):
         self.register_buffer("knots", torch.tensor([-20.0, 20.0]))
         self.register_buffer("sizes_at_knots", torch.zeros(2))
         self.register_buffer("clean_size", torch.ones(()))
+        self._forget()
 
     @property
     def channels(self) -> int | None:
@@ -140,26 +144,105 @@ class CompactNoiseModel(NoiseModel):
 
     def size_at(self, given: Given, c: Tensor) -> Tensor:
         """R at the level of a batch. Shape: [B], or [1] if all agree."""
+        if self._remembers:
+            return self._level(given, c).size
         return self._size(self._log_snr(given, c))
 
     def unit(self, c: Tensor, given: Given) -> Tensor:
         """f, of unit size at every level. Shape: as c."""
-        dtype = self.embed.weight.dtype
+        level = self._level(given, c)
+        tokens, grid = self._tokens(torch.cat(self._seen(c, given), _axis(c)).to(self.dtype))
+        tokens = self.embed(tokens) + self._places(grid, given.positions, c)
+        told, mask = self._told(given)
+        for block, scales, words in zip(self.blocks, level.blocks, told, strict=True):
+            tokens = block(tokens, scales, words, mask)
+        out: Tensor = self.predict(_modulated(tokens, *level.last))
+        return self._untokens(out, grid, c)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.embed.weight.dtype
+
+    # ---- what does not depend on the picture: computed once where the weights stand still
+
+    def _level(self, given: Given, c: Tensor) -> _Level:
+        if not self._remembers or torch.is_tensor(given.alpha):
+            return self._make_level(given, c)
+        key = ("level", given.alpha, given.sigma, c.device)
+        return self._once(key, lambda: self._make_level(given, c))
+
+    def _make_level(self, given: Given, c: Tensor) -> _Level:
         level = self._log_snr(given, c)
-        tokens, grid = self._tokens(torch.cat(self._seen(c, given), _axis(c)).to(dtype))
-        where = _positions(grid, given.positions, self.sizes.width, tokens)
-        angles = level[:, None] * torch.logspace(-1, 1, _OCTAVES, 2.0, device=c.device) / 2
-        condition = F.silu(self.level(torch.cat([angles.sin(), angles.cos()], 1).to(dtype)))
-        text = given.text
-        if text is not None and self.sizes.text_width is not None:
-            text = F.layer_norm(text.to(dtype), (self.sizes.text_width,))
-        mask = None if given.mask is None else given.mask.bool()[:, None, None]
-        tokens = self.embed(tokens) + where
-        for block in self.blocks:
-            tokens = block(tokens, condition, text, mask)
-        scale, shift = self.modulate(condition)[:, None].chunk(2, -1)
-        tokens = F.layer_norm(tokens, (self.sizes.width,)) * (1 + scale) + shift
-        return self._untokens(self.predict(tokens), grid, c)
+        rates = torch.logspace(-1, 1, _OCTAVES, 2.0, device=c.device) / 2
+        angles = level[:, None] * rates
+        condition = F.silu(self.level(torch.cat([angles.sin(), angles.cos()], 1).to(self.dtype)))
+        return _Level(
+            self._size(level),
+            [block.scales(condition) for block in self._blocks],
+            self.modulate(condition)[:, None].chunk(2, -1),
+        )
+
+    def _told(self, given: Given) -> tuple[list[Words], Tensor | None]:
+        """Keys and values of the text for every block, and its mask."""
+        text, mask = given.text, given.mask
+        if text is None or self.sizes.text_width is None:
+            return [None] * len(self.blocks), None
+        if not self._remembers:
+            return self._make_told(text, mask)
+        tensors = (text,) if mask is None else (text, mask)
+        return self._last_text.get(tensors, lambda: self._make_told(text, mask))
+
+    def _make_told(self, text: Tensor, mask: Tensor | None) -> tuple[list[Words], Tensor | None]:
+        if mask is not None:  # what is padding in all of them costs and says nothing
+            longest = max(1, int(mask.sum(1).max()))
+            text, mask = text[:, :longest], mask[:, :longest].bool()[:, None, None]
+        text = F.layer_norm(text.to(self.dtype), text.shape[-1:])
+        return [block.words(text) for block in self._blocks], mask
+
+    def _places(self, grid: tuple[int, ...], positions: Tensor | None, c: Tensor) -> Tensor:
+        def make() -> Tensor:
+            return _positions(grid, positions, self.sizes.width, c.device).to(self.dtype)
+
+        if not self._remembers or positions is not None:
+            return make()
+        return self._once(("places", grid, c.device), make)
+
+    @property
+    def _blocks(self) -> list[_Block]:
+        return [block for block in self.blocks if isinstance(block, _Block)]
+
+    @property
+    def _remembers(self) -> bool:
+        return not self.training and not torch.is_grad_enabled()
+
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self._memory:
+            if len(self._memory) > _REMEMBERED:
+                self._memory.clear()
+            self._memory[key] = make()
+        found: T = self._memory[key]
+        return found
+
+    def _forget(self) -> None:
+        self._memory: dict[Hashable, Any] = {}
+        self._last_text: LastPrompt[tuple[list[Words], Tensor | None]] = LastPrompt()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._forget()  # to another device or type
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; what was computed with the old weights is forgotten."""
+        self._forget()
+        return super().load_state_dict(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> CompactNoiseModel:
+        """As of any module: after training, nothing computed before is true any more."""
+        self._forget()
+        return super().train(mode)
+
+    # ---- the picture
 
     def _seen(self, c: Tensor, given: Given) -> list[Tensor]:
         """x, c and the x0 that they imply, of about unit size."""
@@ -210,6 +293,19 @@ class CompactNoiseModel(NoiseModel):
         return split.permute(0, 4, 1, 2, 5, 3, 6).reshape(c.shape)
 
 
+Words = tuple[Tensor, Tensor] | None
+"""Keys and values of a text in one block."""
+
+
+@dataclass(frozen=True)
+class _Level:
+    """What a model does with a noise level: r, and how it modulates its layers."""
+
+    size: Tensor
+    blocks: list[tuple[Tensor, ...]]
+    last: tuple[Tensor, ...]
+
+
 class _Block(nn.Module):
     """Attention among the tokens, to the text, and a feed-forward layer, modulated by the level."""
 
@@ -226,18 +322,28 @@ class _Block(nn.Module):
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
+    def scales(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """How a noise level modulates its three layers."""
+        found: Tensor = self.modulate(condition)
+        return found[:, None].chunk(6, -1)
+
+    def words(self, text: Tensor) -> Words:
+        """Keys and values of the text."""
+        if self.read is None:
+            return None
+        k, v = (self._split(part) for part in self.read(text).chunk(2, -1))
+        return k, v
+
     def forward(
-        self, tokens: Tensor, condition: Tensor, text: Tensor | None, mask: Tensor | None
+        self, tokens: Tensor, scales: Sequence[Tensor], words: Words, mask: Tensor | None
     ) -> Tensor:
         """[B, N, width] to the same."""
-        scales = self.modulate(condition)[:, None].chunk(6, -1)
         seen = _modulated(tokens, scales[0], scales[1])
         q, k, v = (self._split(part) for part in self.mix(seen).chunk(3, -1))
         tokens = tokens + self.mixed(_join(F.scaled_dot_product_attention(q, k, v)))
-        if self.read is not None and text is not None:
+        if words is not None:
             q = self._split(self.ask(_modulated(tokens, scales[2], scales[3])))
-            k, v = (self._split(part) for part in self.read(text).chunk(2, -1))
-            told = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            told = F.scaled_dot_product_attention(q, *words, attn_mask=mask)
             tokens = tokens + self.told(_join(told))
         seen = self.think(_modulated(tokens, scales[4], scales[5]))
         added: Tensor = self.thought(F.gelu(seen, approximate="tanh"))
@@ -288,16 +394,18 @@ def _clean(prediction: Prediction, x: Tensor, c: Tensor, alpha: Tensor, sigma: T
             return (x - sigma * c) / (alpha + sigma)
 
 
-def _positions(grid: tuple[int, ...], given: Tensor | None, width: int, like: Tensor) -> Tensor:
+def _positions(
+    grid: tuple[int, ...], given: Tensor | None, width: int, device: torch.device
+) -> Tensor:
     """Sines of where each token is, so that any size of picture has places. Shape: [N, width]."""
     if given is not None and len(grid) == 1:
-        places = given.to(like.device, torch.float32)
+        places = given.to(device, torch.float32)
     else:
-        axes = [torch.arange(n, device=like.device, dtype=torch.float32) for n in grid]
+        axes = [torch.arange(n, device=device, dtype=torch.float32) for n in grid]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(grid))
     places = places[:, -2:]  # frames of a video share their places
     count = width // (2 * places.shape[1])
-    rates = torch.logspace(0, -2, count, 10.0, device=like.device) * (math.pi / 4)
+    rates = torch.logspace(0, -2, count, 10.0, device=device) * (math.pi / 4)
     angles = (places[..., None] * rates).flatten(1)
     found = torch.cat([angles.sin(), angles.cos()], 1)
-    return F.pad(found, (0, width - found.shape[1])).to(like.dtype)
+    return F.pad(found, (0, width - found.shape[1]))

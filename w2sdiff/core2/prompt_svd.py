@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from w2sdiff.errors import InputError
 
-__all__ = ["LastPrompt", "PromptRows", "decompose"]
+__all__ = ["PromptRows", "decompose"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,65 +66,6 @@ def decompose(stacked: Tensor, count: int) -> PromptRows:
         factors.append(_factors(sample, count) if twin is None else factors[twin])
     u, s, vh = (torch.stack(part) for part in zip(*factors, strict=True))
     return PromptRows.from_factors(u, s, vh)
-
-
-class _Seen(NamedTuple):
-    """Tensors, how they looked, and what came of them."""
-
-    tensors: tuple[Tensor, ...]  # held, so that their addresses stay theirs
-    looks: tuple[tuple[object, ...] | None, ...]
-    copies: tuple[Tensor, ...]
-    result: PromptRows
-
-
-class LastPrompt:
-    """Remembers the last prompt, for every step of a run asks for the same one.
-
-    The same memory, not written to since, is recognised without a look at its values; other memory
-    with equal values (a new slice, a copy) by comparison, which waits for the device. One prompt is
-    held, no more.
-    """
-
-    def __init__(self) -> None:
-        self._seen: _Seen | None = None
-
-    def __deepcopy__(self, memo: dict[int, object]) -> LastPrompt:
-        """Copies of a model start without a memory."""
-        return LastPrompt()
-
-    def __reduce__(self) -> tuple[type[LastPrompt], tuple[()]]:
-        """And so do pickles."""
-        return LastPrompt, ()
-
-    def get(self, tensors: Sequence[Tensor], compute: Callable[[], PromptRows]) -> PromptRows:
-        """Return what was computed for equal tensors the last time, or compute it."""
-        looks = tuple(_look(tensor) for tensor in tensors)
-        seen = self._seen
-        if seen is not None:
-            if None not in looks and looks == seen.looks:
-                return seen.result
-            if _equal(tensors, seen.copies):
-                self._seen = _Seen(tuple(tensors), looks, seen.copies, seen.result)
-                return seen.result
-        result = compute()
-        copies = tuple(tensor.detach().clone() for tensor in tensors)
-        self._seen = _Seen(tuple(tensors), looks, copies, result)
-        return result
-
-
-def _look(tensor: Tensor) -> tuple[object, ...] | None:
-    """All that can be seen of a tensor without reading it; None where writes leave no trace."""
-    if tensor.is_inference():
-        return None
-    where = (tensor.device, tensor.dtype, tensor.shape, tensor.stride())
-    return (*where, tensor.data_ptr(), tensor._version)
-
-
-def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(some) == len(others) and all(
-        a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
-        for a, b in zip(some, others, strict=True)
-    )
 
 
 def _factors(sample: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

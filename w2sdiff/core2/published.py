@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from w2sdiff.core2.bank import Bank, bank_linears, lora_index
+from w2sdiff.core2.last_prompt import LastPrompt
 from w2sdiff.core2.noise_model import Given, NoiseModel
-from w2sdiff.core2.prompt_svd import LastPrompt, PromptRows, decompose
+from w2sdiff.core2.prompt_svd import PromptRows, decompose
 from w2sdiff.core2.published_config import BLOCKS_PER_STAGE, SD35, SDXL, PublishedConfig
 from w2sdiff.errors import InputError
 
@@ -64,7 +65,7 @@ class PublishedNoiseModel(NoiseModel):
 
         super().__init__()
         self.config, self.reference = config, reference
-        self._last_prompt = LastPrompt()
+        self._last_prompt: LastPrompt[PromptRows] = LastPrompt()
         width = config.width
         self.pos_embed = PatchEmbed(
             height=config.sample_size,
