@@ -10,7 +10,7 @@ from w2sdiff.core2.noise_model import Given
 from w2sdiff.edits.base import BOTH, COND, Context, Edit, Edits, Halves, Request
 from w2sdiff.edits.given import given_of, predicted_channels
 from w2sdiff.errors import UnsupportedError
-from w2sdiff.methods import Eval, Method, Plain, Step, Steps, real_role, unguided
+from w2sdiff.methods import Eval, Method, Plain, Step, Steps, real_role
 
 if TYPE_CHECKING:
     import torch
@@ -63,12 +63,14 @@ class Recorded(Method):
         self._takes: list[Take] = []
         self._done: list[list[Take]] = []
         base = real_role(method)
-        self._plain = isinstance(method, Plain) and base == unguided(base)
+        # Guidance, of whatever kind, is what maps the halves; what is left is the network itself.
+        network = Edits(tuple(edit for edit in base if not edit.maps_halves))
+        self._plain = isinstance(method, Plain) and base == network
         if self._plain:
             self._roles = {**method.roles, "base": base | self._watch}
         else:
             conditional = _Watch(conditional=True, seen=self._watch.seen)
-            self._roles = {**method.roles, "conditional": unguided(base) | conditional}
+            self._roles = {**method.roles, "conditional": network | conditional}
 
     @property
     def roles(self) -> dict[str, Edits | None]:
