@@ -362,7 +362,7 @@ def _agree(plan: Plan, out: Path) -> None:
     }
     if path.is_file():
         try:
-            then = json.loads(path.read_text(encoding="utf-8"))["decides"]
+            then = dict(json.loads(path.read_text(encoding="utf-8"))["decides"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged: {error}") from error
         names = sorted(name for name in {*then, *decides} if then.get(name) != decides.get(name))

@@ -295,7 +295,9 @@ class Studio:
         }
         longest = getattr(getattr(self.pipe, "tokenizer", None), "model_max_length", None)
         taken = accepted.get("max_sequence_length")
-        if taken is not None and longest is not None and longest < (taken.default or 0):
+        # Of several tokenizers the first is CLIP's, whose 77 tokens are not what this bounds.
+        alone = getattr(self.pipe, "tokenizer_2", None) is None
+        if alone and taken is not None and longest is not None and longest < (taken.default or 0):
             # A small model's prompts are short: what is padding in all of them is masked, not free.
             arguments["max_sequence_length"] = longest
         if settings.negative is not None:
