@@ -202,6 +202,28 @@ def replay(
         return pipe(**call).images
 
 
+def remix(
+    pipe: Any,
+    family: str,
+    call: Mapping[str, Any],
+    mix: Callable[[Tensor, Tensor, int, int], Tensor],
+) -> Tensor:
+    """The final latents of ``pipe(**call)`` with another formula in the place of its guidance.
+
+    Args:
+        pipe, family, call: as in `replay`.
+        mix: (conditional prediction, unconditional one, step, number of steps) -> the prediction
+            that is stepped with; without a learned variance.
+    """
+    wrapped = _Wrapped(pipe, FAMILIES[family], call, {})
+
+    def step(x: Tensor, i: int, n: int, _levels: Grid, _as_called: Tensor) -> tuple[Tensor, Tensor]:
+        return x, mix(*wrapped.halves(wrapped.answers), i, n)
+
+    with wrapped.installed(step), torch.no_grad():
+        return pipe(**call).images
+
+
 class _Wrapped:
     """The pipeline, its denoiser's forward and its scheduler's step wrapped on the instances."""
 
@@ -279,6 +301,15 @@ class _Wrapped:
                     kwargs["guidance"] = torch.full_like(kwargs["guidance"], role.guidance)
                 outputs.append(forward(**kwargs)[0])
         return self.combine(outputs, guidance)
+
+    def halves(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Conditional and unconditional prediction, without a learned variance."""
+        if self.spec.layout == "cond first, two calls":
+            c, u = outputs
+        else:
+            u, c = outputs[0].chunk(2)
+        keep = (lambda t: t.chunk(2, dim=1)[0]) if self.spec.learned_sigma else (lambda t: t)
+        return keep(c), keep(u)
 
     def combine(self, outputs: list[Tensor], guidance: float) -> Tensor:
         """Classifier-free guidance by hand."""

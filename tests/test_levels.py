@@ -504,3 +504,77 @@ def test_reading_leaves_the_scheduler_alone_and_does_not_ask_its_class(case):
         assert torch.equal(got.sigma, expected.sigma)
         assert got.prediction == expected.prediction
         assert len(got) == len(scheduler.timesteps)
+
+
+def moved_and_said(levels: Levels, i: int, seed: int):
+    """Latents of a step, others that a method moved to, and what a network says there."""
+    x = latents(levels, i, *noise_pair(seed=seed))
+    moved = latents(levels, i, *noise_pair(seed=seed + 1))
+    prediction, _ = noise_pair(seed=seed + 2)
+    return x, moved, prediction
+
+
+def source_of(levels: Levels, i: int):
+    return float(levels.alpha[i]), float(levels.sigma[i])
+
+
+def target_of(levels: Levels, i: int):
+    if levels.landing is None:
+        return source_of(levels, i + 1)
+    return tuple(float(part[i]) for part in levels.landing)
+
+
+@pytest.mark.parametrize("case", FIRST_ORDER, ids=name_of)
+def test_the_effective_prediction_lands_where_the_moved_latents_land(case):
+    """By the scheduler's own step, which knows nothing of it."""
+    name, config = case
+    scheduler = build(name, **config)
+    levels = Levels.from_scheduler(scheduler)
+    for i in range(len(levels)):
+        x, moved, prediction = moved_and_said(levels, i, seed=i)
+        if source_of(levels, i) == target_of(levels, i):
+            with pytest.raises(UnsupportedError, match="ends at the level it starts from"):
+                levels.effective(x, prediction, moved, at=i)
+            continue
+        effective = levels.effective(x, prediction, moved, at=i)
+        ends = []
+        for sample, said in ((moved, prediction), (x, effective)):
+            own = copy.deepcopy(scheduler)
+            if hasattr(own, "_step_index"):
+                own._step_index = i
+            ends.append(step_of(own, i, sample, said).double())
+        # The scheduler's tables are in float32: its step and ours differ by their rounding, times
+        # how far the effective prediction is from a network's.
+        size = float(effective.abs().max()) + float(ends[0].abs().max())
+        assert float((ends[0] - ends[1]).abs().max()) <= 1e-5 * size
+        down = levels.move(x, effective, at=i, to=i + 1)
+        torch.testing.assert_close(
+            down, levels.move(moved, prediction, at=i, to=i + 1), rtol=0, atol=1e-10 * size
+        )
+
+
+@given(
+    angles=st.lists(st.floats(0.02, 1.55), min_size=2, max_size=2, unique=True),
+    karras=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v", "flow"])
+def test_effective_on_random_levels(prediction: Prediction, angles, karras, seed):
+    angle = torch.tensor([*sorted(angles, reverse=True), 0.01], dtype=torch.float64)
+    alpha, sigma = angle.cos(), angle.sin()
+    if prediction == "flow":
+        alpha, sigma = 1 - angle / 1.6, angle / 1.6
+    scale = alpha if karras else torch.ones_like(alpha)
+    levels = Levels(alpha, sigma, scale, prediction, torch.arange(2))
+    x, moved, said = moved_and_said(levels, 0, seed)
+    effective = levels.effective(x, said, moved, at=0)
+    ends = [levels.move(x, effective, at=0, to=1), levels.move(moved, said, at=0, to=1)]
+    size = float(effective.abs().max()) + float(x.abs().max()) + float(moved.abs().max())
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-12 * size)
+
+
+def test_effective_of_latents_that_were_not_moved_is_the_prediction_itself():
+    levels = Levels.flow(4)
+    x, prediction = torch.ones(1, 2, dtype=torch.bfloat16), torch.zeros(1, 2, dtype=torch.bfloat16)
+    assert levels.effective(x, prediction, x, at=1) is prediction
+    assert levels.effective(x, prediction, x.clone(), at=1).dtype == torch.float32

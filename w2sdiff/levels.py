@@ -170,12 +170,17 @@ class Levels:
             Same shape, in float32 or better; `prediction` itself where `moved` is `x`.
 
         Raises:
-            As `move`.
+            UnsupportedError: As `move`; or the step moves nothing, whatever the prediction.
         """
         if moved is x:
             return prediction
         source, target = self._level(at), self._level(at + 1, landed=True)
         c_x, c_p = coefficients(self.prediction, source, target)
+        if c_p == 0:
+            raise UnsupportedError(
+                f"step {at} of this scheduler ends at the level it starts from, so that no "
+                "prediction leads to the moved latents; leave the last step out of the window"
+            )
         wide, prediction = _working_precision(x, prediction)
         offset = (moved.to(wide.dtype) - wide) * float(self.scale[at])
         return prediction + offset * (c_x / c_p)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from model_folders import model_folder
@@ -79,3 +80,21 @@ def test_a_call_that_the_loaded_pipeline_does_not_take_is_refused():
         of.draw(Plain(), SHOTS[:1])
         with pytest.raises(UnsupportedError, match="true CFG scale"):
             of.use(of.model, dataclasses.replace(SETTINGS, true_cfg=2.0))
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "pixart"])
+def test_texts_are_as_long_as_the_pipelines_own(family):
+    """What CLIP's tokenizer holds, 77 tokens, is no limit of the T5 beside it."""
+    prompt = "a red circle " * 8
+    with studio(family) as of:
+        [drawn] = of.draw(Plain(), [Shot(prompt, seed=3)])
+        stock = of.pipe(
+            prompt,
+            width=16,
+            height=16,
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(3),
+            **({"use_resolution_binning": False} if family == "pixart" else {}),
+        )
+    assert np.abs(np.asarray(drawn.image).astype(int) - np.asarray(stock.images[0])).max() <= 1

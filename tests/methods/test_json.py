@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from noise_models import noise_model_file
 
 from w2sdiff import W2SD, AutoGuidance, Guidance, InputError, Lora, Plain, Prompt, Window, ZigZag
 from w2sdiff.edits import Checkpoint, Edits
@@ -70,10 +71,11 @@ def test_the_key_tells_methods_apart(a, b):
     assert (a.key() == b.key()) == (a == b)
 
 
-def test_every_registered_method_has_a_json_form_a_summary_and_a_cost():
-    assert {"plain", "w2sd", "zigzag", "autoguidance"} <= set(METHODS)
+def test_every_registered_method_has_a_json_form_a_summary_and_a_cost(tmp_path):
+    assert {"plain", "w2sd", "zigzag", "autoguidance", "core2", "zcore2", "stale"} <= set(METHODS)
+    file = noise_model_file(tmp_path / "noise_model.safetensors")
     for name, cls in METHODS.items():
-        method = cls()
+        method = cls(file) if name in ("core2", "zcore2") else cls()
         assert method.to_json()["method"] == name
         assert from_json(method.to_json()) == method
         assert METHODS.summary(name).strip()

@@ -20,7 +20,7 @@ from w2sdiff.core2.noise_model import Host
 from w2sdiff.core2.record import Recorded, Take
 from w2sdiff.core2.shard import shard_bytes
 from w2sdiff.errors import InputError
-from w2sdiff.generate import Recipe, Shot, Studio
+from w2sdiff.generate import Drawn, Recipe, Shot, Studio
 from w2sdiff.jobs import (
     Done,
     Event,
@@ -167,11 +167,14 @@ def estimate(plan: Plan, studio: Studio) -> Estimate:
     studio.trace(recorded, few)
     seconds = time.perf_counter() - began
     *_, takes = recorded.take()
-    data, _ = shard_bytes(takes, few, range(len(few)), Host())
+    # What a prompt has once, and what it has per step, by the difference that a step makes.
+    sizes = [len(shard_bytes(takes[:n], few, range(len(few)), Host())[0]) for n in (1, steps)]
+    step = (sizes[-1] - sizes[0]) / max(1, steps - 1)
+    stored = plan.samples // len(plan.rows)
+    size = (sizes[0] + (stored - 1) * step) * len(plan.rows) / len(few)
     studio.use(plan.model, plan.settings)
-    share = plan.samples / (len(few) * steps)
     whole = len(plan.rows) * plan.settings.steps / (len(few) * steps)
-    return Estimate(plan.samples, round(len(data) * share), seconds * whole)
+    return Estimate(plan.samples, round(size), seconds * whole)
 
 
 def collect(
@@ -261,12 +264,13 @@ class _Work:
         began = time.perf_counter()
         if self.plan.keep is None:
             self._studio.trace(self._recorded, shots)
+            takes = self._recorded.take()[-1]
             kept = list(range(len(shots)))
         else:
-            kept = self._kept(self.plan.keep, shots)
-        takes = _joined(self._recorded.take())
+            takes, shots, kept = self._chosen(self.plan.keep, shots)
         host = self._host = self._host or self._measure(takes, shots)
         data, facts = shard_bytes(takes, shots, kept, host)
+        facts |= {"left_out": len(task.items[0].spec["shots"]) - len(kept)}
         facts |= {"seconds": round(time.perf_counter() - began, 3)}
         return [Done({f"{item.key[:16]}.safetensors": data}, facts)]
 
@@ -274,13 +278,27 @@ class _Work:
         """Let go of the pipeline."""
         self._studio.close()
 
-    def _kept(self, keep: Keep, shots: list[Shot]) -> list[int]:
-        drawn = self._studio.draw(self._recorded, shots)
-        there = {i: one.image for i, one in enumerate(drawn) if one.image is not None}
-        if not there:
-            return []
-        scores = keep.scorer.score(list(there.values()), [shots[i].prompt for i in there])
-        return [i for i, score in zip(there, scores, strict=True) if score >= keep.threshold]
+    def _chosen(self, keep: Keep, shots: list[Shot]) -> tuple[list[Take], list[Shot], list[int]]:
+        """The recorded steps, the shots they are of, and which of these are worth keeping."""
+        calls: list[list[Take]] = []
+
+        def made(_group: Sequence[Drawn]) -> None:
+            # The last one: a call before it may have run to its end and found no memory to decode.
+            calls.append(self._recorded.take()[-1])
+
+        drawn = self._studio.draw(self._recorded, shots, made=made)
+        there = [i for i, one in enumerate(drawn) if one.calls]  # the others had no memory alone
+        if not calls:
+            raise InputError(
+                f"not even one picture fits the memory ({drawn[0].reason}); "
+                "take a smaller --size, or --offload"
+            )
+        shots, drawn = [shots[i] for i in there], [drawn[i] for i in there]
+        images = {i: one.image for i, one in enumerate(drawn) if one.image is not None}
+        prompts = [shots[i].prompt for i in images]
+        scores: Any = keep.scorer.score(list(images.values()), prompts) if images else []
+        kept = [i for i, score in zip(images, scores, strict=True) if score >= keep.threshold]
+        return _joined(calls), shots, kept
 
     def _measure(self, takes: list[Take], shots: list[Shot]) -> Host:
         """The host, and what one evaluation of it costs, from one more step."""
@@ -340,10 +358,12 @@ def _agree(plan: Plan, out: Path) -> None:
         "prompts": len(plan.rows),
         "first_seed": plan.first_seed,
         "shard": plan.shard,
+        # Fewer or more prompts go on in the same folder; what else lies there is not of this plan.
+        "items": [item.key for task in plan.tasks() for item in task.items],
     }
     if path.is_file():
         try:
-            then = json.loads(path.read_text(encoding="utf-8"))["decides"]
+            then = dict(json.loads(path.read_text(encoding="utf-8"))["decides"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged: {error}") from error
         names = sorted(name for name in {*then, *decides} if then.get(name) != decides.get(name))

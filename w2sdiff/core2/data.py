@@ -113,6 +113,7 @@ class Collected:
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
             prompts, size = int(about["prompts"]), int(about["shard"])
+            items = set(about.get("items", ()))
         except OSError as error:
             raise InputError(
                 f"{folder} is no folder of collected data (it has no {MANIFEST}); "
@@ -120,7 +121,8 @@ class Collected:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged: {error!r}") from error
-        records = [record for record in Ledger(folder).records() if record.status == "done"]
+        done = [record for record in Ledger(folder).records() if record.status == "done"]
+        records = [record for record in done if not items or record.key in items]
         for record in records:
             _check(folder, record)
         expected = -(-prompts // size)

@@ -272,16 +272,18 @@ def _build(header: Mapping[str, Any], path: Path) -> NoiseModel:
     raise InputError(f"{path} holds a noise model of the unknown form {header.get('form')!r}.")
 
 
-def check_fits(model: NoiseModel, context: Context, prediction: str) -> None:
+def check_fits(model: NoiseModel, context: Context, prediction: str, channels: int) -> None:
     """Refuse a noise model that was made for something else than what runs.
 
     Args:
         model: the noise model.
         context: of the running role.
         prediction: what the network predicts.
+        channels: of its prediction, without a learned variance.
 
     Raises:
-        UnsupportedError: another network, prediction or guidance scale; says which.
+        UnsupportedError: another network, prediction, number of channels or guidance scale; says
+            which.
     """
     host, made = model.host, "This noise model was made for"
     here = Host.of_network(context.pipe.__dict__[context.denoisers[0]])
@@ -296,6 +298,10 @@ def check_fits(model: NoiseModel, context: Context, prediction: str) -> None:
     if host.prediction is not None and host.prediction != prediction:
         raise UnsupportedError(
             f"{made} networks that predict {host.prediction}, this one predicts {prediction}."
+        )
+    if model.channels is not None and model.channels != channels:
+        raise UnsupportedError(
+            f"{made} predictions of {model.channels} channels, the pipeline's have {channels}."
         )
     scale = context.guidance_scale
     if host.guidance_scale is None or scale is None:

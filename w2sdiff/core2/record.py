@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from w2sdiff.core2.noise_model import Given
 from w2sdiff.edits.base import BOTH, COND, Context, Edit, Edits, Halves, Request
-from w2sdiff.edits.given import given_of
+from w2sdiff.edits.given import given_of, predicted_channels
 from w2sdiff.errors import UnsupportedError
-from w2sdiff.methods import Eval, Method, Plain, Step, Steps, real_role, unguided
+from w2sdiff.methods import Eval, Method, Plain, Step, Steps, real_role
 
 if TYPE_CHECKING:
     import torch
@@ -63,12 +63,14 @@ class Recorded(Method):
         self._takes: list[Take] = []
         self._done: list[list[Take]] = []
         base = real_role(method)
-        self._plain = isinstance(method, Plain) and base == unguided(base)
+        # Guidance, of whatever kind, is what maps the halves; what is left is the network itself.
+        network = Edits(tuple(edit for edit in base if not edit.maps_halves))
+        self._plain = isinstance(method, Plain) and base == network
         if self._plain:
             self._roles = {**method.roles, "base": base | self._watch}
         else:
             conditional = _Watch(conditional=True, seen=self._watch.seen)
-            self._roles = {**method.roles, "conditional": unguided(base) | conditional}
+            self._roles = {**method.roles, "conditional": network | conditional}
 
     @property
     def roles(self) -> dict[str, Edits | None]:
@@ -107,7 +109,7 @@ class Recorded(Method):
             self._takes = []
         if self.wanted is None or request.step in self.wanted:
             levels = step.levels()
-            channels = _channels(c, step.x)
+            channels = predicted_channels(request, c)
             self._takes.append(
                 Take(
                     c=_first(c, channels),
@@ -154,13 +156,6 @@ class _Watch(Edit):
         assert context.guidance_scale is not None
         self.seen[:] = [(c, context.request, context.guidance_scale)]
         return c, c if u is None else u
-
-
-def _channels(c: torch.Tensor, x: torch.Tensor) -> int:
-    """Of the prediction: a network may append a variance to it."""
-    if c.ndim < 4:
-        return c.shape[-1]
-    return x.shape[1] if c.shape[1] == 2 * x.shape[1] else c.shape[1]
 
 
 def _first(prediction: torch.Tensor, channels: int) -> torch.Tensor:

@@ -46,6 +46,21 @@ def given_of(request: Request, channels: int, *, reference: bool = False) -> Giv
     )
 
 
+def predicted_channels(request: Request, c: Tensor) -> int:
+    """Channels of a prediction, without the variance that a network may append to it.
+
+    Args:
+        request: the evaluation in hand.
+        c: [B, C, ...] what the network says.
+    """
+    conditional = request.branch("c")
+    assert conditional is not None
+    if c.ndim < 4:
+        return c.shape[-1]
+    given = conditional.sample.shape[1]
+    return given if c.shape[1] == 2 * given else c.shape[1]
+
+
 def _tensor(inputs: Inputs | None, names: tuple[str, ...]) -> Tensor | None:
     import torch
 

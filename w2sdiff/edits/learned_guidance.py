@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2sdiff.core2.noise_model import NoiseModel, check_fits, load_noise_model
 from w2sdiff.edits.base import BOTH, COND, EDITS, Context, Edit, Halves
-from w2sdiff.edits.given import given_of
+from w2sdiff.edits.given import given_of, predicted_channels
 from w2sdiff.edits.guidance import number
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.jobs import weights_sha256
@@ -153,21 +153,26 @@ class LearnedGuidance(Edit):
 
     def _apply(self, c: torch.Tensor, context: Context) -> torch.Tensor:
         """g(c); what a network appends to its prediction (a learned variance) stays c's."""
+        request = context.request
+        assert request is not None
         # One for the slow and the fast form. Not by its hash: that would read the file every step.
         key = ("noise model", str(self.noise_model) if self._named else id(self.noise_model))
-        model: NoiseModel = context.remember(key, lambda: self._load(c, context))
-        assert context.request is not None
-        given = given_of(context.request, model.channels or c.shape[1], reference=self.reference)
-        channels = given.x.shape[1]
-        whole = c.ndim < 4 or c.shape[1] == channels
-        guided: torch.Tensor = model(c if whole else c[:, :channels], given).to(c.dtype)
-        if whole:
-            return guided
+        model: NoiseModel = context.remember(key, lambda: self._load(c))
+        channels = predicted_channels(request, c)
+        # Again for another scale: the next call may have one, or a callback have changed it.
+        context.remember_in_call(
+            (*key, context.guidance_scale),
+            lambda: check_fits(model, context, request.levels().prediction, channels),
+        )
+        given = given_of(request, channels, reference=self.reference)
+        if c.ndim < 4 or c.shape[1] == channels:
+            return model(c, given).to(c.dtype)  # type: ignore[no-any-return]
         import torch
 
+        guided = model(c[:, :channels], given).to(c.dtype)
         return torch.cat([guided, c[:, channels:]], dim=1)
 
-    def _load(self, c: torch.Tensor, context: Context) -> NoiseModel:
+    def _load(self, c: torch.Tensor) -> NoiseModel:
         named = self._named
         if named and self.sha256 is not None and self._hash() != self.sha256:
             raise InputError(
@@ -176,8 +181,6 @@ class LearnedGuidance(Edit):
             )
         model = load_noise_model(Path(self.noise_model)) if named else self.noise_model  # type: ignore[arg-type]
         assert isinstance(model, NoiseModel)
-        assert context.request is not None
-        check_fits(model, context, context.request.levels().prediction)
         parameter = next(model.parameters(), None)
         if parameter is None or (parameter.device, parameter.dtype) == (c.device, c.dtype):
             return model

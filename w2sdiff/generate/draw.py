@@ -151,17 +151,28 @@ class Studio:
         if self._pipe is not None:
             check_call(self._pipe, settings)
 
-    def draw(self, method: Method, shots: Sequence[Shot]) -> list[Drawn]:
+    def draw(
+        self,
+        method: Method,
+        shots: Sequence[Shot],
+        *,
+        made: Callable[[Sequence[Drawn]], None] = lambda _: None,
+    ) -> list[Drawn]:
         """Draw the shots together; where the memory does not suffice, in halves.
 
         A picture that is black, of one colour, or not a number at all is reported, not returned.
+
+        Args:
+            method: how.
+            shots: what.
+            made: told of each group that was drawn together, right after its call.
 
         Raises:
             InputError: the pipeline refuses the call.
             UnsupportedError: the pipeline or scheduler cannot do what the method asks for.
         """
         self._attach(method)
-        return self._in_halves(list(shots))
+        return self._in_halves(list(shots), made)
 
     def trace(self, method: Method, shots: Sequence[Shot]) -> RunStats:
         """Run as `draw` does, but decode no pictures: for a method that is listened to.
@@ -176,7 +187,9 @@ class Studio:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise InputError(f"{len(shots)} prompts at a time do not fit the memory") from error
+            raise InputError(
+                f"{len(shots)} prompts at a time do not fit the memory; take fewer (--shard)"
+            ) from error
         assert self._run is not None
         return self._run.stats
 
@@ -194,18 +207,21 @@ class Studio:
         self._run = self._attached.enter_context(attach(self.pipe, method))
         self._method = method
 
-    def _in_halves(self, shots: list[Shot]) -> list[Drawn]:
+    def _in_halves(self, shots: list[Shot], made: Callable[[Sequence[Drawn]], None]) -> list[Drawn]:
         try:
-            return self._together(shots)
+            drawn = self._together(shots)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+        else:
+            made(drawn)
+            return drawn
         # Outside of the handler: the exception held on to the tensors of the failed call.
         free_memory()
         if len(shots) == 1:
             return [Drawn(None, "out of memory", 0, 0, 0.0, tuple(shots), 0)]
         half = len(shots) // 2
-        return self._in_halves(shots[:half]) + self._in_halves(shots[half:])
+        return self._in_halves(shots[:half], made) + self._in_halves(shots[half:], made)
 
     def _together(self, shots: list[Shot]) -> list[Drawn]:
         forget_peak(self.settings.device)
@@ -279,7 +295,9 @@ class Studio:
         }
         longest = getattr(getattr(self.pipe, "tokenizer", None), "model_max_length", None)
         taken = accepted.get("max_sequence_length")
-        if taken is not None and longest is not None and longest < (taken.default or 0):
+        # Of several tokenizers the first is CLIP's, whose 77 tokens are not what this bounds.
+        alone = getattr(self.pipe, "tokenizer_2", None) is None
+        if alone and taken is not None and longest is not None and longest < (taken.default or 0):
             # A small model's prompts are short: what is padding in all of them is masked, not free.
             arguments["max_sequence_length"] = longest
         if settings.negative is not None:

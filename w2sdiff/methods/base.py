@@ -210,11 +210,13 @@ class Method:
 
     def with_edits(self, change: Callable[[Edit], Edit]) -> Method:
         """The same method with `change(edit)` for each edit (to add a LoRA file's hash, say)."""
+        # The fields, not `roles`: what a method adds to a role itself it will add again.
         fields = {field.name for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        given = {role: Edits.of(getattr(self, role)) for role in ROLES if role in fields}
         changed = {
             role: Edits(tuple(change(edit) for edit in edits))
-            for role, edits in self.roles.items()
-            if edits is not None and role in fields
+            for role, edits in given.items()
+            if edits is not None
         }
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 

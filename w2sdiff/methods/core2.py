@@ -60,6 +60,7 @@ class Core2(Method):
     def __post_init__(self) -> None:
         """Check the numbers."""
         self._normalise_roles()
+        object.__setattr__(self, "noise_model", as_path(self.noise_model))
         for name in ("scale", "fast_scale", "slow_until"):
             object.__setattr__(self, name, number(getattr(self, name), f"Core2 {name}"))
         if not 0 <= self.slow_until <= 1:
@@ -125,6 +126,11 @@ def no_guidance(base: Edit | Edits | None, what: str) -> Edits:
     if any(edit.kind in ("guidance", LearnedGuidance.kind) for edit in edits):
         raise InputError(f"the base of {what} takes no guidance of its own, got {edits}.")
     return edits
+
+
+def as_path(model: str | Path | NoiseModel) -> Path | NoiseModel:
+    """A file's name as a path, so that a method read back from JSON equals the one written."""
+    return Path(model) if isinstance(model, str) else model
 
 
 def model_json(model: str | Path | NoiseModel) -> dict[str, Any]:

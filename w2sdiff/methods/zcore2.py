@@ -10,7 +10,7 @@ from w2sdiff.edits.base import Edit, Edits
 from w2sdiff.edits.guidance import Guidance, number
 from w2sdiff.edits.learned_guidance import LearnedGuidance
 from w2sdiff.methods.base import METHODS, Method, Step, Steps, Window
-from w2sdiff.methods.core2 import model_json, no_guidance, unchanged
+from w2sdiff.methods.core2 import as_path, model_json, no_guidance, unchanged
 from w2sdiff.methods.w2sd import W2SD, Inversion
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class ZCore2(Method):
     def __post_init__(self) -> None:
         """Check the numbers; the roles are those of a `W2SD`."""
         self._normalise_roles()
+        object.__setattr__(self, "noise_model", as_path(self.noise_model))
         object.__setattr__(self, "scale", number(self.scale, "ZCore2 scale"))
         base = no_guidance(self.base, "ZCore2")
         inverse = LearnedGuidance(self.noise_model, scale=self.scale, reference=self.reference)
