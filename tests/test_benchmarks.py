@@ -15,6 +15,7 @@ REPO = Path(__file__).parent.parent
 SMALLEST = {
     "shapes_balance": "--n 8 --steps 2",
     "shapes_methods": "--models shapes-dit --limit 8 --choose-on 4 --steps 2",
+    "attention": "--tokens 64 --repeats 1 --depth 1 --threads 1 --no-cuda",
     "harness": "--parts ledger report --items 200 --prompts 8",
 }
 MODELS = {"shapes_balance": "shapes-unet", "shapes_methods": "shapes-dit"}
@@ -71,3 +72,26 @@ def test_harness_measures_what_it_names(result):
     assert result["report"]["arms"] == 6
     assert len(result["targets"]) == 5
     assert all(result["ledger"][name] > 0 for name in ("made_ms", "score_record_ms", "scan_s"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["attention"], indirect=True)
+def test_attention_measures_every_kind_and_the_port_computes_the_same(result):
+    cpu = result["cpu"]
+    assert max(cpu["difference_to_port"].values()) < 1e-4
+    for part in ("attention", "layer", "denoiser"):
+        some = [row for row in cpu[part] if row["kind"] != "none"]
+        assert len({(row["kind"], row["ratio"]) for row in some}) == 10
+        assert {row["pass"] for row in some} == {"forward", "forward and backward"}
+        assert all(row["times_faster"] > 0 for row in some)
+    allowed = {
+        (row["kind"], row["ratio"]): row["allowed"]
+        for row in cpu["attention"]
+        if row["kind"] in ("uniform", "uniform_every")
+    }
+    assert allowed == {  # of keys alone: nothing is added up
+        ("uniform", 2): 4,
+        ("uniform", 4): 16,
+        ("uniform_every", 2): 2,
+        ("uniform_every", 4): 4,
+    }

@@ -1,4 +1,4 @@
-"""A whole run with compressed keys and values, and large pictures: `--kv-compress`, `--vae-tiling`."""
+"""A whole run with compressed keys and values, and large pictures: `--kv-compress`, tiles."""
 
 from __future__ import annotations
 
@@ -246,9 +246,7 @@ def test_the_denoiser_sees_the_tokens_of_the_size_asked_for(tmp_path, capsys):
     pipe = large_pipeline(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)
     seen = []
-    pipe.transformer.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(args[0].shape[-1]), with_kwargs=True
-    )
+    pipe.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-1]))
     pipe("a", width=512, height=512, num_inference_steps=1, output_type="latent")
     assert seen == [128]  # latents of 1,024 pixels
     words = command(tmp_path / "out", model=tmp_path / "model")
@@ -289,7 +287,7 @@ def test_tiles_leave_no_seams():
     from diffusers import AutoencoderKL
 
     codec = AutoencoderKL.from_pretrained(shapes.checkpoint_path("shapes-dit") / "vae")
-    texts, images = shapes.batch(5, 16)
+    _, images = shapes.batch(5, 16)
     rows = [np.concatenate(images[i : i + 4], axis=1) for i in range(0, 16, 4)]
     pixels = torch.from_numpy(np.concatenate(rows)).permute(2, 0, 1)[None].float() / 127.5 - 1
     assert pixels.shape == (1, 3, 256, 256)
