@@ -59,7 +59,7 @@ RESULTS = Path(__file__).parent / "results"
 PARTS = ("attention", "layer", "denoiser")
 TOKENS = (1024, 4096, 9216, 16384, 65536)
 RATIOS = (2, 4)
-WIDTH, HEADS, CAPTION, WORDS = 1152, 16, 4096, 300
+WIDTH, HEAD, CAPTION, WORDS = 1152, 72, 4096, 300
 FORWARD_ONLY = 16384  # above it: forward only, once
 NONE = "none"
 
@@ -118,31 +118,32 @@ def kept(tokens: int, kind: str, ratio: int) -> int:
     return -(-tokens // ratio) if kind == "uniform_every" else (-(-side // ratio)) ** 2
 
 
-def counted(part: str, tokens: int, kind: str = NONE, ratio: int = 1) -> int:
+def counted(part: str, tokens: int, width: int, kind: str = NONE, ratio: int = 1) -> int:
     """Multiplications (of `denoiser`: per layer)."""
     n = tokens if kind == NONE else kept(tokens, kind, ratio)
-    attention = 2 * tokens * n * WIDTH
+    attention = 2 * tokens * n * width
     reads = {"conv": 2, "average": 1}.get(kind, 0)  # passes over tokens that multiply or add
     if part == "attention":
-        return attention + (2 if reads else 0) * tokens * WIDTH
+        return attention + (2 if reads else 0) * tokens * width
     early = kind != NONE and KINDS[kind].commutes  # keys and values projected from fewer tokens
     projected = 2 * tokens + 2 * (n if early else tokens)
-    layer = projected * WIDTH**2 + attention + reads * tokens * WIDTH
+    layer = projected * width**2 + attention + reads * tokens * width
     if part == "layer":
         return layer
     # Cross-attention (queries and output; words are few) and the feed-forward of four widths.
-    cross = 2 * tokens * WIDTH**2 + 2 * tokens * WORDS * WIDTH + 2 * WORDS * WIDTH**2
-    return layer + cross + 8 * tokens * WIDTH**2
+    cross = 2 * tokens * width**2 + 2 * tokens * WORDS * width + 2 * WORDS * width**2
+    return layer + cross + 8 * tokens * width**2
 
 
 # ---- running -------------------------------------------------------------------------------------
 
 
 class Machine:
-    """Where it runs: device, type, clock, memory."""
+    """Where it runs, and how wide the network is: device, type, clock, memory."""
 
-    def __init__(self, device: str, backend: str) -> None:
+    def __init__(self, device: str, backend: str, width: int = WIDTH) -> None:
         self.device, self.backend = torch.device(device), backend
+        self.width, self.heads = width, width // HEAD
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
         wall = device == "cuda" or torch.get_num_threads() > 1
         self._clock = time.perf_counter if wall else time.process_time
@@ -190,16 +191,16 @@ def compressions() -> list[Arm]:
 def attention_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
     """From projected queries, keys and values to what attention returns."""
     side = math.isqrt(tokens)
-    q, k, v = (machine.randn(1, tokens, WIDTH).requires_grad_(backward) for _ in range(3))
+    q, k, v = (machine.randn(1, tokens, machine.width).requires_grad_(backward) for _ in range(3))
 
     def attend(*qkv: Tensor) -> Tensor:
-        split = (x.unflatten(-1, (HEADS, -1)) for x in qkv)
+        split = (x.unflatten(-1, (machine.heads, -1)) for x in qkv)
         return dispatch_attention_fn(*split, backend=machine.backend).flatten(2)
 
     arms: Arms = {("ours", (NONE, 1)): lambda: attend(q, k, v)}
     for kind, ratio in compressions():
-        ours = KVCompressor(KVCompression(kind, ratio), WIDTH).to(machine.device, machine.dtype)
-        port = Port(kind, ratio, WIDTH, HEADS).to(machine.device, machine.dtype)
+        ours = KVCompressor(KVCompression(kind, ratio), machine.width).to(machine.device, machine.dtype)
+        port = Port(kind, ratio, machine.width, machine.heads).to(machine.device, machine.dtype)
 
         def by_ours(ours: KVCompressor = ours) -> Tensor:
             return attend(q, *ours(k, v, side, side))
@@ -217,7 +218,7 @@ def layer_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
     side = math.isqrt(tokens)
     network = transformer(machine, depth=1)
     layer = network.transformer_blocks[0].attn1
-    x = machine.randn(1, tokens, WIDTH).requires_grad_(backward)
+    x = machine.randn(1, tokens, machine.width).requires_grad_(backward)
     shape = torch.empty(1, 4, 2 * side, 2 * side, device="meta")
 
     def bare() -> Tensor:
@@ -227,7 +228,7 @@ def layer_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
     arms: Arms = {("ours", (NONE, 1)): bare}
     for kind, ratio in compressions():
         patch = Patch(network, KVCompression(kind, ratio, "all"))
-        port = Port(kind, ratio, WIDTH, HEADS).to(machine.device, machine.dtype)
+        port = Port(kind, ratio, machine.width, machine.heads).to(machine.device, machine.dtype)
         copy_weights(layer, port)
 
         def by_ours(patch: Patch = patch) -> Tensor:
@@ -277,9 +278,9 @@ def transformer(machine: Machine, depth: int) -> nn.Module:
     with torch.device(machine.device):
         network = diffusers.PixArtTransformer2DModel(
             num_layers=depth,
-            num_attention_heads=HEADS,
-            attention_head_dim=WIDTH // HEADS,
-            cross_attention_dim=WIDTH,
+            num_attention_heads=machine.heads,
+            attention_head_dim=HEAD,
+            cross_attention_dim=machine.width,
             caption_channels=CAPTION,
             sample_size=128,
             use_additional_conditions=False,
@@ -345,7 +346,9 @@ def in_turns(machine: Machine, arms: Arms, *, backward: bool, repeats: int, warm
     return found
 
 
-def rows(part: str, tokens: int, found: dict, *, backward: bool, layers: float = 1.0) -> list[dict]:
+def rows(
+    part: str, tokens: int, width: int, found: dict, *, backward: bool, layers: float = 1.0
+) -> list[dict]:
     """One row per compression; `layers`: the share of layers that is compressed."""
     bare = [seconds for seconds, _ in found["ours", (NONE, 1)]]
 
@@ -356,11 +359,11 @@ def rows(part: str, tokens: int, found: dict, *, backward: bool, layers: float =
     common = {"tokens": tokens, "pass": "forward and backward" if backward else "forward"}
     first = {"kind": NONE, "ratio": 1, "seconds": statistics.median(bare)}
     result = [{**common, **first, "peak_mb": most(("ours", (NONE, 1)))}]
-    plain = counted(part, tokens)
+    plain = counted(part, tokens, width)
     for kind, ratio in compressions():
         name = ("ours", (kind, ratio))
         times = [seconds for seconds, _ in found[name]]
-        less = layers * counted(part, tokens, kind, ratio) + (1 - layers) * plain
+        less = layers * counted(part, tokens, width, kind, ratio) + (1 - layers) * plain
         row = {
             **common,
             "kind": kind,
@@ -406,14 +409,16 @@ def measure(machine: Machine, args: argparse.Namespace) -> dict:
                 arms = denoiser_arms(machine, tokens, depth, layers)
                 for backward in (False, True)[: 1 if long else 2]:
                     found = in_turns(machine, arms, backward=backward, repeats=repeats, warm=warm)
-                    some = rows(part, tokens, found, backward=backward, layers=share)
+                    some = rows(
+                        part, tokens, machine.width, found, backward=backward, layers=share
+                    )
                     add(result, part, [{**row, "layers": layers, "depth": depth} for row in some])
                 del arms
             continue
         for backward in (False, True)[: 1 if long else 2]:
             arms = builders[part](machine, tokens, backward)
             found = in_turns(machine, arms, backward=backward, repeats=repeats, warm=warm)
-            add(result, part, rows(part, tokens, found, backward=backward))
+            add(result, part, rows(part, tokens, machine.width, found, backward=backward))
             if not backward and tokens == min(args.tokens):
                 result.setdefault("difference_to_port", {})[part] = largest_difference(arms)
             del arms
@@ -477,6 +482,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), help="squares")
     parser.add_argument("--repeats", type=int, default=5, help="rounds up to 16,384 tokens")
+    parser.add_argument("--width", type=int, default=WIDTH, help="a multiple of 72, to try it out")
     parser.add_argument("--depth", type=int, help="layers of the denoiser")
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's choice")
     parser.add_argument("--no-cuda", action="store_true", help="leave CUDA out")
@@ -485,6 +491,8 @@ def main() -> None:
     for tokens in args.tokens:
         if math.isqrt(tokens) ** 2 != tokens:
             parser.error(f"expected numbers of tokens that are squares, got {tokens}")
+    if args.width < HEAD or args.width % HEAD:
+        parser.error(f"expected a width of whole heads of {HEAD}, got {args.width}")
     if args.threads:
         torch.set_num_threads(args.threads)
     result = {
@@ -495,14 +503,14 @@ def main() -> None:
             "diffusers": diffusers.__version__,
         },
         "settings": {
-            "width": WIDTH,
-            "heads": HEADS,
+            "width": args.width,
+            "heads": args.width // HEAD,
             "words": WORDS,
             "repeats": args.repeats,
             "threads": torch.get_num_threads(),
         },
         "clock": "CPU time" if torch.get_num_threads() == 1 else "wall time",
-        "cpu": measure(Machine("cpu", "native"), args),
+        "cpu": measure(Machine("cpu", "native", args.width), args),
     }
     if torch.cuda.is_available() and not args.no_cuda:
         from diffusers.utils import is_xformers_available
@@ -510,7 +518,7 @@ def main() -> None:
         names = ["native", *(["xformers"] if is_xformers_available() else [])]
         result["cuda"] = {"device": torch.cuda.get_device_name()}
         for name in names:
-            result["cuda"][name] = measure(Machine("cuda", name), args)
+            result["cuda"][name] = measure(Machine("cuda", name, args.width), args)
     else:
         result["cuda"] = "not measured: no CUDA device"
     result["targets"] = against_targets(result["cpu"])

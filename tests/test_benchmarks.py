@@ -15,7 +15,8 @@ REPO = Path(__file__).parent.parent
 SMALLEST = {
     "shapes_balance": "--n 8 --steps 2",
     "shapes_methods": "--models shapes-dit --limit 8 --choose-on 4 --steps 2",
-    "attention": "--tokens 64 --repeats 1 --depth 1 --threads 1 --no-cuda",
+    "attention": "--tokens 64 --width 72 --repeats 1 --depth 1 --threads 1 --no-cuda",
+    "highres": "--size 256 --depth 1 --width 72 --vae-width 8 --kv-compress 2",
     "harness": "--parts ledger report --items 200 --prompts 8",
 }
 MODELS = {"shapes_balance": "shapes-unet", "shapes_methods": "shapes-dit"}
@@ -95,3 +96,10 @@ def test_attention_measures_every_kind_and_the_port_computes_the_same(result):
         ("uniform_every", 2): 2,
         ("uniform_every", 4): 4,
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["highres"], indirect=True)
+def test_the_denoiser_of_a_large_picture_sees_all_of_its_tokens(result):
+    assert result["targets"]["image tokens"] == {"measured": 256, "target": 256, "met": True}
+    assert list(result["runs"][0]["stages"]) == ["loading", "prompt", "denoising", "decoding"]
