@@ -16,6 +16,8 @@ SMALLEST = {
     "shapes_balance": "--n 8 --steps 2",
     "shapes_methods": "--models shapes-dit --limit 8 --choose-on 4 --steps 2",
     "core2": "--models shapes-unet --limit 8 --choose-on 8 --steps 4 --repeats 1",
+    "attention": "--tokens 64 --width 72 --repeats 1 --depth 1 --threads 1 --no-cuda",
+    "highres": "--size 256 --depth 1 --width 72 --vae-width 8 --kv-compress 2",
     "harness": "--parts ledger report --items 200 --prompts 8",
 }
 MODELS = {"shapes_balance": "shapes-unet", "core2": "shapes-unet", "shapes_methods": "shapes-dit"}
@@ -88,3 +90,33 @@ def test_harness_measures_what_it_names(result):
     assert result["report"]["arms"] == 6
     assert len(result["targets"]) == 5
     assert all(result["ledger"][name] > 0 for name in ("made_ms", "score_record_ms", "scan_s"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["attention"], indirect=True)
+def test_attention_measures_every_kind_and_the_port_computes_the_same(result):
+    cpu = result["cpu"]
+    assert max(cpu["difference_to_port"].values()) < 1e-4
+    for part in ("attention", "layer", "denoiser"):
+        some = [row for row in cpu[part] if row["kind"] != "none"]
+        assert len({(row["kind"], row["ratio"]) for row in some}) == 10
+        assert {row["pass"] for row in some} == {"forward", "forward and backward"}
+        assert all(row["times_faster"] > 0 for row in some)
+    allowed = {
+        (row["kind"], row["ratio"]): row["allowed"]
+        for row in cpu["attention"]
+        if row["kind"] in ("uniform", "uniform_every")
+    }
+    assert allowed == {  # of keys alone: nothing is added up
+        ("uniform", 2): 4,
+        ("uniform", 4): 16,
+        ("uniform_every", 2): 2,
+        ("uniform_every", 4): 4,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["highres"], indirect=True)
+def test_the_denoiser_of_a_large_picture_sees_all_of_its_tokens(result):
+    assert result["targets"]["image tokens"] == {"measured": 256, "target": 256, "met": True}
+    assert list(result["runs"][0]["stages"]) == ["loading", "prompt", "denoising", "decoding"]

@@ -29,7 +29,7 @@ FLOORS = [
     {"methods"},
     {"drivers"},
     {"core2", "custom", "generate"},
-    {"bench"},
+    {"bench", "highres"},
     {"cli"},
     {"__main__"},
 ]
@@ -42,6 +42,7 @@ NOISE_MODEL = {
         *("weights", "last_prompt"),
     )
 }
+DOORS = {"w2sdiff.attention.train"}  # python -m ...: a file that opens the command line
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
 
 # Absent until something needs them: what `import w2sdiff` and `w2sdiff --help` may cost.
@@ -91,6 +92,8 @@ def on_import(tree: ast.AST) -> Iterator[ast.AST]:
 def unit(module: str) -> str:
     if module in NOISE_MODEL:
         return "noise_model"
+    if module in DOORS:
+        return "__main__"
     name = module.split(".")[1]
     return SAME_UNIT.get(name, name)
 

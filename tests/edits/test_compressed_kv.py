@@ -284,7 +284,7 @@ def test_text_with_an_adapter(tmp_path):
         ("compressed-kv:konv:deep=2", "'conv'"),
         ("compressed-kv:deeep=2", "'deep'"),
         ("compressed-kv:conv:deep:x=2", "means nothing"),
-        ("compressed-kv:conv=2@missing.safetensors", "No such file"),
+        ("compressed-kv:conv=2@missing.safetensors", "No adapter"),
     ],
 )
 def test_text_errors_are_one_line_that_helps(text, says):

@@ -82,7 +82,7 @@ def load_adapter(denoiser: Any, path: str | Path) -> None:
                 f"this one's is {ours}."
             )
     theirs = KVCompression.from_json(about["compression"])
-    if theirs != patch.compression:
+    if _work(theirs, patch.depth) != _work(patch.compression, patch.depth):
         raise UnsupportedError(
             f"{file} was made for another compression: {theirs}; this is {patch.compression}."
         )
@@ -106,6 +106,18 @@ def adapter_compression(path: str | Path) -> KVCompression:
     return KVCompression.from_json(_about(adapter_file(path))["compression"])
 
 
+def find_adapter(denoiser: Any) -> Path | None:
+    """The adapter that travels with a transformer: the one in the folder it was loaded from.
+
+    Files of a folder on this machine only: what the hub's client downloads of a pipeline are the
+    files that diffusers knows, and an adapter is none of them.
+    """
+    network = getattr(denoiser, "_orig_mod", denoiser)
+    folder = getattr(network, "config", {}).get("_name_or_path")
+    file = Path(folder) / FILE if folder else None
+    return file if file is not None and file.is_file() else None
+
+
 def adapter_file(path: str | Path) -> Path:
     """The file itself, where a folder is given."""
     path = Path(path)
@@ -119,6 +131,12 @@ def _patch(denoiser: Any) -> Patch:
             f"{type(denoiser).__name__} is not compressed; compress(denoiser, ...) it first."
         )
     return patch
+
+
+def _work(compression: KVCompression, depth: int) -> tuple[str, dict[int, Any]]:
+    """What a compression does in a network of so many layers: "deep" may be written 14-27."""
+    layers = {index: compression.ratio_of(index) for index in compression.layers_of(depth)}
+    return compression.kind, {index: ratio for index, ratio in layers.items() if ratio != 1}
 
 
 def _facts(patch: Patch) -> dict[str, Any]:

@@ -18,13 +18,14 @@ accelerate or diffusers put on `forward` do not notice.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 
 from w2sdiff.attention.compression import KVCompression
-from w2sdiff.attention.hosts.base import SLOT, Call, Processor, host_of
+from w2sdiff.attention.hosts.base import SLOT, Call, Plane, Processor, host_of
 from w2sdiff.attention.kinds.base import KINDS, KVCompressor
 from w2sdiff.attention.ratios import pairs
 from w2sdiff.errors import InputError, UnsupportedError
@@ -86,6 +87,17 @@ def patch_of(denoiser: Any) -> Patch | None:
     """What compresses a denoiser now, if anything does."""
     patch: Patch | None = getattr(denoiser, "__dict__", {}).get(PATCH)
     return patch
+
+
+def grids(denoiser: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Plane, ...]:
+    """The grids (frames, height, width) of image tokens that a call of a transformer has.
+
+    Raises:
+        UnsupportedError: a network that is not known.
+    """
+    network: Any = getattr(denoiser, "_orig_mod", denoiser)
+    arguments = {**dict(zip(_parameters(network.__class__), args, strict=False)), **kwargs}
+    return host_of(network).planes(network.config, arguments)
 
 
 class Patch:

@@ -15,6 +15,7 @@ from w2sdiff.cli.bench import bench
 from w2sdiff.cli.compare import compare
 from w2sdiff.cli.core2 import core2
 from w2sdiff.cli.generate import EPILOG, generate
+from w2sdiff.cli.kv import kv
 from w2sdiff.cli.listing import list_kinds
 from w2sdiff.cli.prompts import prompts
 from w2sdiff.cli.report import report
@@ -39,6 +40,7 @@ app.command("report")(report)
 app.command("compare")(compare)
 app.add_typer(prompts, name="prompts")
 app.add_typer(core2, name="core2")
+app.add_typer(kv, name="kv")
 app.command("verify")(verify)
 app.command("list")(list_kinds)
 

@@ -23,11 +23,15 @@ _EPILOG = """
 EDITS say what is different about the network while a role speaks: KIND=VALUE or
 KIND:ARGUMENT=VALUE, separated by commas; a value with a comma in it stands in double quotes. They
 are: guidance=1 (another guidance scale), lora:NAME=-1.5 (a LoRA at this weight),
-checkpoint=FOLDER (another denoiser), prompt="{prompt}, best quality" or prompt=@COLUMN of the
-prompt file, prompt:negative=TEXT. `w2sdiff list edits` shows them all.
+checkpoint=FOLDER (another denoiser), compressed-kv=2 (compressed keys and values),
+prompt="{prompt}, best quality" or prompt=@COLUMN of the prompt file, prompt:negative=TEXT.
+`w2sdiff list edits` shows them all.
 
 Example: w2sdiff generate "a red circle" --weak lora:dpo=-1.5,guidance=1 --strong guidance=1
 --lora dpo=dpo.safetensors
+
+Large pictures: --size 4096 --kv-compress 2 --verbose compresses the attention of every role,
+decodes in tiles, and says what memory each stage took and how many tokens the denoiser saw.
 
 Running the same command again makes only what is not there yet. Ctrl-C finishes the picture in
 hand; a second one stops at once. Exit codes: 0 all is there, 1 something failed, 2 wrong input.
@@ -126,12 +130,32 @@ def generate(
     attention_backend: Annotated[
         str | None, _option(_MACHINE, "Attention backend, as diffusers names it.")
     ] = None,
+    kv_compress: Annotated[
+        str | None,
+        _option(
+            _MODEL,
+            "Compress keys and values in every role: 2, 2x1, 2:average:deep, or with trained "
+            "compressors 2@FILE; `model`: as the model's own adapter says.",
+            metavar="R[:KIND][:LAYERS][@ADAPTER]",
+        ),
+    ] = None,
+    vae_tiling: Annotated[
+        bool | None,
+        _option(
+            _MACHINE,
+            "Decode pictures in overlapping tiles. Default: from 2048 pixels on.",
+            "--vae-tiling/--no-vae-tiling",
+        ),
+    ] = None,
     out: Annotated[Path, _option(_OUTPUT, "Folder of the pictures.", "--out", "-o")] = Path("out"),
     compare: Annotated[
         bool, _option(_OUTPUT, "Also weak and strong alone, and a sheet per prompt.", "--compare")
     ] = False,
     dry_run: Annotated[
         bool, _option(_OUTPUT, "Only say what it would make and cost.", "--dry-run")
+    ] = False,
+    verbose: Annotated[
+        bool, _option(_OUTPUT, "Say what memory each stage takes.", "--verbose", "-v")
     ] = False,
     quiet: Annotated[bool, _option(_OUTPUT, "Say nothing but errors.", "--quiet", "-q")] = False,
     as_json: Annotated[bool, _option(_OUTPUT, "JSON lines on stdout.", "--json")] = False,
@@ -170,6 +194,8 @@ def generate(
             offload=offload,
             compile=compile_,
             attention_backend=attention_backend,
+            kv_compress=library.parse_kv(kv_compress, found) if kv_compress else None,
+            vae_tiling=vae_tiling,
         ).on_device(small=found.is_shapes)
         options: dict[str, Any] = {"strong": strong, "weak": weak, "base": base, "window": window}
         options |= {"times": times, "inversion": inversion, "scale": scale, "every": every}
@@ -194,11 +220,13 @@ def generate(
             _announce(reporter, plan, ledger, notes)
             if dry_run:
                 return
-            summary = _draw(reporter, plan, ledger, sheets=compare)
+            summary = _draw(reporter, plan, ledger, sheets=compare, verbose=verbose)
     _conclude(reporter, summary, out)
 
 
-def _draw(reporter: Reporter, plan: Plan, ledger: Ledger, *, sheets: bool) -> Summary:
+def _draw(
+    reporter: Reporter, plan: Plan, ledger: Ledger, *, sheets: bool, verbose: bool
+) -> Summary:
     from w2sdiff import generate as library
 
     total = len(plan.pictures)
@@ -216,11 +244,16 @@ def _draw(reporter: Reporter, plan: Plan, ledger: Ledger, *, sheets: bool) -> Su
                 verdicts.setdefault(picture.arm.label, []).append(verdict["obeyed"])
             _tell(reporter, ledger.folder, picture, event)
 
+        def on_stage(stage: library.Stage) -> None:
+            reporter.note(str(stage))
+            reporter.result("", "stage", **stage.to_json())
+
         summary = library.generate(
             plan,
             ledger,
             on_picture=on_picture,
             on_step=lambda done, steps: bar.step(done, steps, plan.batch),
+            on_stage=on_stage if verbose else None,
             stopping=stop,
         )
         for path in library.draw_grids(plan, ledger) if sheets else []:

@@ -10,6 +10,7 @@ from typing import Any
 from w2sdiff.drivers.families import Family, family_of
 from w2sdiff.drivers.run import Run
 from w2sdiff.drivers.weave import SLOT, woven_call
+from w2sdiff.edits.base import Edit, Edits
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.methods.base import Method
 
@@ -23,6 +24,7 @@ def attach(
     *,
     columns: Mapping[str, Sequence[str]] | None = None,
     family: Family | None = None,
+    everywhere: Edit | Edits | None = None,
 ) -> Iterator[Run]:
     """Sample the calls of `pipe` inside the `with` by `method`; undo it bit for bit afterwards.
 
@@ -32,6 +34,8 @@ def attach(
         columns: columns of a prompt file for `Prompt("@name")`, one value per item of the call.
         family: how the pipeline does classifier-free guidance; None: looked up by its class. Only
             `Guidance` edits need it.
+        everywhere: edits that every role wears, those that are "the pipeline as called" included;
+            a role's own edit of the same kind stands instead.
 
     Yields:
         The run; `run.stats` describes the last call: evaluations, calls, seconds, reflection size
@@ -67,8 +71,9 @@ def attach(
         wanted = ", ".join(DENOISERS)
         raise UnsupportedError(f"{called.__name__} has none of the denoisers {wanted}.")
     family = family or family_of(pipe)
-    _check_guidance(called, method, family)
-    run = Run(pipe, method, woven, family, columns or {}, denoisers)
+    roles = _worn(method, Edits.of(everywhere) or Edits())
+    _check_guidance(called, roles, family)
+    run = Run(pipe, method, roles, woven, family, columns or {}, denoisers)
     try:
         pipe.__dict__[SLOT] = run
         pipe.__class__ = _shimmed(called, owner)
@@ -82,8 +87,18 @@ def attach(
         del pipe.__dict__[SLOT]
 
 
-def _check_guidance(called: type, method: Method, family: Family | None) -> None:
-    every = [edit for edits in method.roles.values() for edit in edits or ()]
+def _worn(method: Method, everywhere: Edits) -> dict[str, Edits]:
+    """The edits of every role."""
+    worn = {}
+    for role, edits in method.roles.items():
+        own = edits or Edits()
+        kinds = {edit.kind for edit in own}
+        worn[role] = own | Edits(tuple(e for e in everywhere if e.kind not in kinds))
+    return worn
+
+
+def _check_guidance(called: type, roles: Mapping[str, Edits], family: Family | None) -> None:
+    every = [edit for edits in roles.values() for edit in edits]
     if family is None and any(edit.maps_halves for edit in every):
         raise UnsupportedError(
             f"Edits of guidance need two facts about {called.__name__} that are not known: "

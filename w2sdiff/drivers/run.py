@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from w2sdiff.drivers.weave import Woven
 
-NOTHING = Edits()
-
 
 class Run:
     """One `attach`; `stats` describes the last call of the pipeline.
@@ -43,6 +41,7 @@ class Run:
         self,
         pipe: Any,
         method: Method,
+        roles: Mapping[str, Edits],
         woven: Woven,
         family: Family | None,
         columns: Mapping[str, Sequence[str]],
@@ -54,7 +53,7 @@ class Run:
         self.columns = columns
         self.taps = Taps(self._network)
         self.context = Context(pipe=pipe, denoisers=denoisers, tap=self.taps.add)
-        self._roles = {role: edits or NOTHING for role, edits in method.roles.items()}
+        self._roles = dict(roles)
         self._needs_scale = any(len(edits.items) > 0 for edits in self._roles.values())
         self._family = family
         self._woven = woven

@@ -14,6 +14,8 @@ from w2sdiff.jobs import weights_sha256
 if TYPE_CHECKING:
     from w2sdiff.attention import KVCompression, Patch
 
+MODEL = "model"  # in the place of an adapter's path: the one in the denoiser's own folder
+
 
 @EDITS.register
 @dataclass(frozen=True)
@@ -24,13 +26,15 @@ class CompressedKV(Edit):
     and the global range stay, detail is lost. Here the same weights with compression are the weak
     model, and at high resolution its evaluation is the cheaper one. On the command line
     `compressed-kv:KIND:LAYERS=R@ADAPTER`, all but R optional: `compressed-kv:conv:14-27=2`.
+    The adapter `model` is the one in the folder the denoiser was loaded from.
 
     Args:
         compressor: kind of compression, see `w2sdiff.attention.KVCompression`; untrained networks
             bear `average` best.
         ratio: tokens per axis that become one; two numbers (height, width), or a `Schedule`.
         layers: indices, a range, or "all", "deep", "middle", "shallow".
-        adapter: file or folder of trained compressors (`save_adapter`); None: as initialised.
+        adapter: file or folder of trained compressors (`save_adapter`); "model": the one that
+            travels with the denoiser, in its folder; None: as initialised.
         sha256: expected hash of the adapter, checked on loading; None: not checked.
 
     Cost: no evaluation; the attention of one with n/N of the keys.
@@ -61,7 +65,8 @@ class CompressedKV(Edit):
         object.__setattr__(self, "layers", compression.layers)
         if self.adapter is not None:
             object.__setattr__(self, "adapter", str(self.adapter))
-            self._hash()
+            if self.adapter != MODEL:
+                self._hash()
 
     @property
     def compression(self) -> KVCompression:
@@ -70,30 +75,57 @@ class CompressedKV(Edit):
 
     @classmethod
     def from_text(cls, argument: str | None, value: str) -> CompressedKV:
-        """`compressed-kv=2`, `compressed-kv:conv:14-27=2x1@adapter.safetensors`."""
-        from w2sdiff.attention import KINDS
+        """`compressed-kv=2`, `compressed-kv:conv:14-27=2x1@adapter.safetensors`.
 
+        Of kind and layers, what is not written is the adapter's; without one, the defaults.
+        """
         ratio, _, adapter = value.partition("@")
-        try:
-            pair = tuple(int(part) for part in ratio.split("x"))
-        except ValueError:
+        return cls.of_words(ratio, [part for part in (argument or "").split(":") if part], adapter)
+
+    @classmethod
+    def of_words(cls, ratio: str, words: list[str], adapter: str = "") -> CompressedKV:
+        """From `R` or `HEIGHTxWIDTH`, a kind and layers (both optional), and an adapter's place.
+
+        Args:
+            ratio: may be empty where an adapter says it.
+            words: at most a kind and layers.
+            adapter: file, folder or "model"; empty: none.
+
+        Raises:
+            InputError: words that mean nothing, or no such adapter.
+        """
+        from w2sdiff.attention import KINDS, adapter_compression
+
+        fields: dict[str, Any] = {}
+        if adapter == MODEL:  # not here to be asked: what the paper did
+            fields = {"compressor": "conv", "layers": "deep"}
+        elif adapter:
+            known = adapter_compression(adapter)
+            fields = {"compressor": known.kind, "ratio": known.ratio, "layers": known.layers}
+        if ratio or not adapter:
+            fields["ratio"] = _pair(ratio)
+        words = list(words)
+        if words and (words[0] in KINDS or len(words) > 1):
+            fields["compressor"] = words.pop(0)
+        if words:
+            fields["layers"] = words.pop(0)
+        if words:
             raise InputError(
-                f"Write compressed-kv=R, or R as HEIGHTxWIDTH, with whole numbers; got {ratio!r}."
-            ) from None
-        parts = [part for part in (argument or "").split(":") if part]
-        fields: dict[str, Any] = {"ratio": pair[0] if len(pair) == 1 else pair}
-        if parts and (parts[0] in KINDS or len(parts) > 1):
-            fields["compressor"] = parts.pop(0)
-        if parts:
-            fields["layers"] = parts.pop(0)
-        if parts:
-            raise InputError(
-                f"Write compressed-kv:KIND:LAYERS=R; {':'.join(parts)!r} means nothing there."
+                f"Write compressed-kv:KIND:LAYERS=R; {':'.join(words)!r} means nothing there."
             )
         return cls(**fields, adapter=adapter or None)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, and the hash of the adapter."""
+        """The fields, and the hash of the adapter.
+
+        Raises:
+            InputError: the adapter is the model's own: which one that is shows when it runs.
+        """
+        if self.adapter == MODEL:
+            raise InputError(
+                "The adapter 'model' is found when the denoiser is there, so it has no JSON form; "
+                "give its file, kv_adapter.safetensors in the transformer's folder."
+            )
         data = self.compression.to_json()
         fields = {"compressor": data["kind"], "ratio": data["ratio"], "layers": data["layers"]}
         if self.adapter is not None:
@@ -136,13 +168,29 @@ class CompressedKV(Edit):
 
         patch = Patch(denoiser, self.compression)
         if self.adapter is not None:
-            if self.sha256 is not None and self._hash() != self.sha256:
+            file = self._file(denoiser)
+            if self.sha256 is not None and weights_sha256(file) != self.sha256:
                 raise InputError(
                     f"The adapter at {self.adapter} is not the one expected "
                     f"(sha256 {self.sha256[:12]}...)."
                 )
-            load_adapter(patch, self.adapter)
+            load_adapter(patch, file)
         return patch
+
+    def _file(self, denoiser: Any) -> Path:
+        from w2sdiff.attention import find_adapter
+        from w2sdiff.attention.adapter import adapter_file
+
+        assert self.adapter is not None
+        if self.adapter != MODEL:
+            return adapter_file(self.adapter)
+        found = find_adapter(denoiser)
+        if found is None:
+            raise InputError(
+                f"No kv_adapter.safetensors travels with this {type(denoiser).__name__}: it was "
+                "not loaded from a folder with one. Give the adapter's file."
+            )
+        return found
 
     def _compression(self, ratio: Any, layers: Any) -> KVCompression:
         from w2sdiff.attention import KVCompression
@@ -154,3 +202,13 @@ class CompressedKV(Edit):
 
         assert self.adapter is not None
         return weights_sha256(adapter_file(self.adapter))
+
+
+def _pair(ratio: str) -> int | tuple[int, ...]:
+    try:
+        pair = tuple(int(part) for part in ratio.split("x"))
+    except ValueError:
+        raise InputError(
+            f"Write compressed-kv=R, or R as HEIGHTxWIDTH, with whole numbers; got {ratio!r}."
+        ) from None
+    return pair[0] if len(pair) == 1 else pair

@@ -9,7 +9,7 @@ with a key made of everything that decides its pixels. `Studio` draws without a 
 from __future__ import annotations
 
 from w2sdiff.generate.again import Again, make_again
-from w2sdiff.generate.choose import choose_method, find_loras, parse_window, with_loras
+from w2sdiff.generate.choose import choose_method, find_loras, parse_kv, parse_window, with_loras
 from w2sdiff.generate.draw import Drawn, Shot, Studio, Verdict
 from w2sdiff.generate.models import DEFAULT_MODEL, Model, find_model
 from w2sdiff.generate.plan import Arm, Picture, Plan, compared, slug
@@ -17,6 +17,7 @@ from w2sdiff.generate.presets import PRESETS, Preset, preset
 from w2sdiff.generate.recipe import Recipe, cfg_scale, item_of
 from w2sdiff.generate.run import draw_grids, generate
 from w2sdiff.generate.settings import DTYPES, OFFLOADS, SCHEDULERS, LoraFile, Settings
+from w2sdiff.generate.stages import Stage
 from w2sdiff.generate.stored import outcome_of
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Recipe",
     "Settings",
     "Shot",
+    "Stage",
     "Studio",
     "Verdict",
     "cfg_scale",
@@ -48,6 +50,7 @@ __all__ = [
     "item_of",
     "make_again",
     "outcome_of",
+    "parse_kv",
     "parse_window",
     "preset",
     "slug",

@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from w2sdiff.core2.noise_model import read_header
-from w2sdiff.edits import Checkpoint, Edit, Edits, Guidance, Lora, parse_edits
+from w2sdiff.edits import (
+    Checkpoint,
+    CompressedKV,
+    Edit,
+    Edits,
+    Guidance,
+    Lora,
+    parse_edits,
+)
 from w2sdiff.errors import InputError
 from w2sdiff.generate.models import Model
 from w2sdiff.generate.settings import LoraFile, Settings
 from w2sdiff.methods import METHODS, ROLES, Method, Window
 
-__all__ = ["choose_method", "find_loras", "parse_window", "with_loras"]
+__all__ = ["choose_method", "find_loras", "parse_kv", "parse_window", "with_loras"]
 
 
 def choose_method(
@@ -106,6 +114,35 @@ def parse_window(text: str) -> Window:
         ) from None
 
 
+def parse_kv(text: str, model: Model) -> CompressedKV:
+    """What compresses a whole run, from "R[xR][:KIND][:LAYERS][@ADAPTER]".
+
+    What is not written is the adapter's; without an adapter, `average` in all layers. "model", or
+    an adapter of that name, is the one in the folder of the model's transformer.
+
+    Raises:
+        InputError: the text is not of that form, or there is no such adapter.
+
+    Example:
+        >>> from w2sdiff.generate import find_model
+        >>> parse_kv("2x1:uniform:deep", find_model("shapes-dit")).compression
+        KVCompression(kind='uniform', ratio=(2, 1), layers='deep', per_layer=())
+    """
+    text = "@model" if text == "model" else text
+    words, at, place = text.partition("@")
+    if at and not place:
+        raise InputError(f"expected an adapter's file after the @, got {text!r}")
+    if place == "model":
+        if model.adapter is None:
+            raise InputError(
+                f"{model.name} comes with no adapter of compressed keys and values (there is no "
+                "kv_adapter.safetensors in its transformer's folder); give a file: R@FILE"
+            )
+        place = str(model.adapter)
+    ratio, *others = words.split(":")
+    return CompressedKV.of_words(ratio, others, place)
+
+
 def find_loras(method: Method, given: tuple[LoraFile, ...], model: Model) -> tuple[LoraFile, ...]:
     """The LoRAs to load: those given, and those that the edits name and that come with the model.
 
@@ -134,11 +171,13 @@ def with_loras(settings: Settings, loras: tuple[LoraFile, ...]) -> Settings:
     return dataclasses.replace(settings, loras=loras)
 
 
-def with_hashes(method: Method, loras: tuple[LoraFile, ...]) -> Method:
-    """The same method with the hash of its file in every LoRA edit, so that it has a JSON form."""
+def with_hashes(method: Method, loras: tuple[LoraFile, ...], model: Model) -> Method:
+    """The same method with its files and their hashes in every edit, so that it has a JSON form."""
     files = {lora.name: lora.file for lora in loras}
 
     def add(edit: Edit) -> Edit:
+        if isinstance(edit, CompressedKV) and edit.adapter == "model" and model.adapter is not None:
+            return dataclasses.replace(edit, adapter=str(model.adapter))
         if isinstance(edit, Lora) and edit.sha256 is None:
             return Lora.of_file(edit.name, edit.scale, files[edit.name])
         return edit

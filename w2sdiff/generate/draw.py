@@ -14,11 +14,14 @@ from w2sdiff.generate.models import DENOISERS, Model
 from w2sdiff.generate.noise import noise_sha256
 from w2sdiff.generate.pipeline import call_parameters, check_call, load_pipeline
 from w2sdiff.generate.settings import Settings
+from w2sdiff.generate.stages import Stage, Stages
 from w2sdiff.imaging import open_image
 from w2sdiff.methods import Method
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from w2sdiff.edits import CompressedKV
 
 __all__ = ["Drawn", "Shot", "Studio", "Verdict"]
 
@@ -86,6 +89,8 @@ class Studio:
         model: which model.
         settings: how, resolved by `Settings.on_device`.
         on_step: told after every denoising step, for a progress bar: steps done, steps in all.
+        on_stage: told after each stage (loading, prompt, denoising, decoding) how much memory it
+            took; on a CPU that is the process's. None: nothing is measured.
 
     Example:
         >>> from w2sdiff import Plain
@@ -103,20 +108,29 @@ class Studio:
         settings: Settings,
         *,
         on_step: Callable[[int, int], None] = lambda _done, _total: None,
+        on_stage: Callable[[Stage], None] | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self._on_step = on_step
+        self._on_stage = on_stage
+        self._stages: Stages | None = None
         self._pipe: Any = None
         self._attached = ExitStack()
-        self._method: Method | None = None
+        self._method: tuple[Method, CompressedKV | None] | None = None
         self._run: Run | None = None
 
     @property
     def pipe(self) -> Any:
         """The pipeline, loaded when first asked for."""
         if self._pipe is None:
+            if self._on_stage is not None:
+                self._stages = Stages(self.settings.device, self._on_stage)
             self._pipe = load_pipeline(self.model, self.settings)
+            if self._stages is not None:
+                self._stages.end("loading")
+                if not self.settings.compile:  # a hook would be compiled with the network
+                    self._stages.watch(self._found_denoiser(self._pipe))
             # Every pipeline reports its steps to what this returns, also those without callbacks.
             self._pipe.progress_bar = self._bar
         return self._pipe
@@ -196,16 +210,22 @@ class Studio:
     @property
     def denoiser(self) -> Any:
         """The pipeline's (first) denoising network."""
-        found = (getattr(self.pipe, name, None) for name in DENOISERS)
+        return self._found_denoiser(self.pipe)
+
+    @staticmethod
+    def _found_denoiser(pipe: Any) -> Any:
+        found = (getattr(pipe, name, None) for name in DENOISERS)
         return next(network for network in found if network is not None)
 
     def _attach(self, method: Method) -> None:
-        if self._method == method:
+        everywhere = self.settings.kv_compress
+        if self._method == (method, everywhere):
             return
         self._attached.close()
         self._method = None
-        self._run = self._attached.enter_context(attach(self.pipe, method))
-        self._method = method
+        attached = attach(self.pipe, method, everywhere=everywhere)
+        self._run = self._attached.enter_context(attached)
+        self._method = method, everywhere
 
     def _in_halves(self, shots: list[Shot], made: Callable[[Sequence[Drawn]], None]) -> list[Drawn]:
         try:
@@ -238,12 +258,17 @@ class Studio:
         assert self._run is not None
         names = shots[0].columns.keys()
         self._run.columns = {name: [shot.columns[name] for shot in shots] for name in names}
+        if self._stages is not None:
+            self._stages.begin()
         try:
-            return self.pipe(**{**self._arguments(shots), **options})
+            output = self.pipe(**{**self._arguments(shots), **options})
         except W2SDiffError:
             raise
         except (ValueError, NotImplementedError) as error:
             raise InputError(_explained(error, self.model)) from error
+        if self._stages is not None:
+            self._stages.end("decoding")
+        return output
 
     def _noises(self, stats: RunStats, shots: list[Shot]) -> list[str | None]:
         start, stats.start = stats.start, None
@@ -313,26 +338,32 @@ class Studio:
         }
 
     def _bar(self, _iterable: Any = None, total: int | None = None) -> _Bar:
-        return _Bar(total or self.settings.steps, self._on_step)
+        return _Bar(total or self.settings.steps, self._on_step, self._stages)
 
 
 class _Bar:
-    """What a pipeline takes for its progress bar."""
+    """What a pipeline takes for its progress bar; it also knows when denoising begins and ends."""
 
-    def __init__(self, total: int, on_step: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, total: int, on_step: Callable[[int, int], None], stages: Stages | None
+    ) -> None:
         self.total = total
         self._done = 0
         self._on_step = on_step
+        self._stages = stages
 
     def update(self, n: int = 1) -> None:
         self._done += n
         self._on_step(self._done, self.total)
 
     def __enter__(self) -> _Bar:
+        if self._stages is not None:
+            self._stages.end("prompt")
         return self
 
     def __exit__(self, *_: object) -> None:
-        return None
+        if self._stages is not None:
+            self._stages.end("denoising")
 
 
 def _start_image(settings: Settings) -> Image:

@@ -21,6 +21,8 @@ DEFAULT_MODEL = "shapes-unet"
 DENOISERS = ("unet", "transformer", "prior")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _OWN = "{model}/"
+# Beside a transformer's weights, and not loaded with them: see `w2sdiff.attention`.
+_BESIDE = ("kv_adapter.safetensors", "published.safetensors")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -144,6 +146,12 @@ class Model:
         path = self.folder / "noise_models" / f"{name}.safetensors"
         return path if path.name == f"{name}.safetensors" and path.is_file() else None
 
+    @property
+    def adapter(self) -> Path | None:
+        """The trained compression of keys and values in the transformer's folder."""
+        path = self.folder / "transformer" / _BESIDE[0]
+        return path if path.is_file() else None
+
     def default(self, argument: str, fallback: Any) -> Any:
         """The value its pipeline gives an argument that the caller leaves out."""
         if self.is_shapes and argument in _SHAPES_DEFAULTS:
@@ -160,7 +168,7 @@ class Model:
         """
         parts = list(self._parts())
         for part in parts:
-            files = list((self.folder / part).iterdir())
+            files = [f for f in (self.folder / part).iterdir() if f.name not in _BESIDE]
             pickled = [file.name for file in files if file.suffix in _PICKLES]
             network = (self.folder / part / "config.json").is_file()
             if (network or pickled) and not any(file.suffix == ".safetensors" for file in files):
@@ -184,7 +192,8 @@ class Model:
 
     def _used(self, part: str) -> list[Path]:
         """The files of a component that decide what it computes."""
-        files = sorted(file for file in (self.folder / part).iterdir() if file.is_file())
+        there = (file for file in (self.folder / part).iterdir() if file.name not in _BESIDE)
+        files = sorted(file for file in there if file.is_file())
         weights = [file for file in files if file.suffix == ".safetensors"]
         chosen = [file for file in weights if self.variant and _variant(file) == self.variant]
         chosen = chosen or [file for file in weights if _variant(file) is None]

@@ -52,6 +52,8 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
     check_call(pipe, settings)
     if settings.attention_backend:
         _set_attention(pipe, settings.attention_backend)
+    if settings.tiled:
+        _set_tiling(pipe)
     _place(pipe, settings)
     return pipe
 
@@ -140,6 +142,17 @@ def _set_attention(pipe: Any, backend: str) -> None:
             denoiser.set_attention_backend(backend)
         except (ValueError, RuntimeError, ImportError) as error:
             raise InputError(f"attention backend {backend!r}: {_first_line(error)}") from error
+
+
+def _set_tiling(pipe: Any) -> None:
+    vae = getattr(pipe, "vae", None)
+    try:
+        vae.enable_tiling()  # type: ignore[union-attr]
+    except (AttributeError, NotImplementedError):
+        what = type(pipe).__name__ if vae is None else type(vae).__name__
+        raise UnsupportedError(
+            f"{what} cannot decode in tiles; say --no-vae-tiling to decode a picture as a whole"
+        ) from None
 
 
 def _place(pipe: Any, settings: Settings) -> None:

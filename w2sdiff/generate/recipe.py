@@ -18,6 +18,7 @@ from w2sdiff.generate.models import Model
 from w2sdiff.generate.settings import Settings
 from w2sdiff.jobs import Item
 from w2sdiff.methods import Method
+from w2sdiff.methods.base import PLACES
 from w2sdiff.prompts import PromptRow
 
 __all__ = ["Recipe", "cfg_scale", "item_of", "versions"]
@@ -64,7 +65,7 @@ class Recipe:
         Raises:
             InputError: something in the method has no JSON form.
         """
-        return with_hashes(self.method, self.settings.loras).to_json()
+        return with_hashes(self.method, self.settings.loras, self.model).to_json()
 
     @cached_property
     def decides(self) -> dict[str, Any]:
@@ -143,5 +144,5 @@ def versions() -> dict[str, str]:
 
 def _without_paths(data: Any) -> Any:
     if isinstance(data, Mapping):
-        return {key: _without_paths(value) for key, value in data.items() if key != "path"}
+        return {key: _without_paths(value) for key, value in data.items() if key not in PLACES}
     return [_without_paths(value) for value in data] if isinstance(data, list) else data

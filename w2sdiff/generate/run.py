@@ -8,6 +8,7 @@ from pathlib import Path
 from w2sdiff.errors import InputError
 from w2sdiff.generate.draw import Drawn, Studio
 from w2sdiff.generate.plan import Picture, Plan, slug
+from w2sdiff.generate.stages import Stage
 from w2sdiff.generate.stored import outcome_of
 from w2sdiff.imaging import Cell, grid, png_bytes
 from w2sdiff.jobs import (
@@ -32,6 +33,7 @@ def generate(
     *,
     on_picture: Callable[[Picture, Event], None] = lambda _picture, _event: None,
     on_step: Callable[[int, int], None] = lambda _done, _total: None,
+    on_stage: Callable[[Stage], None] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Draw the pictures of a plan that are not there yet.
@@ -41,6 +43,7 @@ def generate(
         ledger: where, and what is there.
         on_picture: told about each picture that was found, made, or failed.
         on_step: told after every denoising step.
+        on_stage: told after every stage how much memory it took; None: nothing is measured.
         stopping: asked before each batch; once it says yes, the run ends after the batch in hand.
 
     Raises:
@@ -49,7 +52,7 @@ def generate(
     """
     pictures = {task.key: group for task, group in plan.batches}
 
-    with Studio(plan.model, plan.settings, on_step=on_step) as studio:
+    with Studio(plan.model, plan.settings, on_step=on_step, on_stage=on_stage) as studio:
 
         def work(task: Task) -> Sequence[Done | Failed]:
             group = pictures[task.key]

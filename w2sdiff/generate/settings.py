@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from w2sdiff.edits import CompressedKV
 from w2sdiff.errors import InputError
 from w2sdiff.jobs import file_sha256
 from w2sdiff.registry import unknown
@@ -34,6 +35,7 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
 }
 MAX_SIDE = 16384
+TILES_FROM = 2048  # pixels per side from which the VAE decodes in tiles, unless told otherwise
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 
 
@@ -94,6 +96,10 @@ class Settings:
         offload: what is kept off the device while it is not needed, one of `OFFLOADS`.
         compile: whether the denoiser is compiled.
         attention_backend: the denoiser's attention backend, as diffusers names it.
+        kv_compress: compresses keys and values of the denoiser in every role that has no
+            compression of its own; None: nothing is compressed.
+        vae_tiling: whether the VAE decodes in overlapping tiles; None: from `TILES_FROM` pixels per
+            side.
 
     Raises:
         InputError: a value is out of range; says which.
@@ -113,6 +119,8 @@ class Settings:
     offload: str = "none"
     compile: bool = False
     attention_backend: str | None = None
+    kv_compress: CompressedKV | None = None
+    vae_tiling: bool | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -180,19 +188,32 @@ class Settings:
             )
         return dataclasses.replace(self, device=device, dtype=dtype)
 
+    @property
+    def tiled(self) -> bool:
+        """Whether the VAE decodes in tiles."""
+        if self.vae_tiling is None:
+            return max(self.size or (0,)) >= TILES_FROM
+        return self.vae_tiling
+
     def loading(self) -> tuple[Any, ...]:
         """What of this decides the pipeline that is loaded; the rest is said at every call."""
         image = self.image is not None
         machine = (self.device, self.dtype, self.offload, self.compile, self.attention_backend)
-        return (self.scheduler, image, self.loras, *machine)
+        return (self.scheduler, image, self.loras, *machine, self.tiled)
 
     def decides(self) -> dict[str, Any]:
         """What of this decides the pixels, as JSON: files by their hash, devices by their kind.
 
-        Offloading is not in it: it moves weights and changes no number.
+        Offloading is not in it: it moves weights and changes no number. Compression and tiling are,
+        where there are any.
         """
         data = self.to_json()
         del data["offload"]
+        data.pop("vae_tiling", None)
+        data |= {"vae_tiling": True} if self.tiled else {}
+        if self.kv_compress is not None:
+            del data["kv_compress"]["edit"]
+            data["kv_compress"].pop("adapter", None)
         data["device"] = self.device.partition(":")[0]
         data["image"] = file_sha256(self.image) if self.image else None
         data["loras"] = {
@@ -207,6 +228,12 @@ class Settings:
         data["size"] = list(self.size) if self.size else None
         data["image"] = str(self.image) if self.image else None
         data["loras"] = [[x.name, str(x.file), x.weight] for x in self.loras]
+        # Left out where they are not used: a picture then has the key it had before they existed.
+        for name in ("kv_compress", "vae_tiling"):
+            if data[name] is None:
+                del data[name]
+        if self.kv_compress is not None:
+            data["kv_compress"] = self.kv_compress.to_json()
         return data
 
     @classmethod
@@ -221,6 +248,8 @@ class Settings:
             values["size"] = tuple(values["size"]) if values["size"] else None
             values["image"] = Path(values["image"]) if values["image"] else None
             values["loras"] = tuple(LoraFile(n, Path(f), w) for n, f, w in values["loras"])
+            if "kv_compress" in values:
+                values["kv_compress"] = CompressedKV.from_json(values["kv_compress"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"these are no settings of this version: {error}") from error

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 METHODS: Registry[Method] = Registry("method", "w2sdiff.methods")
 
 ROLES = ("strong", "weak", "base")
+PLACES = ("path", "adapter")  # in JSON: where a file is, beside the hash that says what it is
 
 
 @dataclass(frozen=True)
@@ -282,5 +283,5 @@ def role_evaluations(role: Edits | None, guidance_scale: float) -> int:
 
 def _without_paths(data: Any) -> Any:
     if isinstance(data, dict):
-        return {key: _without_paths(value) for key, value in data.items() if key != "path"}
+        return {key: _without_paths(value) for key, value in data.items() if key not in PLACES}
     return [_without_paths(item) for item in data] if isinstance(data, list) else data

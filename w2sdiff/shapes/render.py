@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,14 +92,15 @@ def coverage(
     return covered
 
 
-def render(scenes: Scene | Sequence[Scene]) -> NDArray[np.uint8]:
+def render(scenes: Scene | Sequence[Scene], *, side: int = IMAGE_SIZE) -> NDArray[np.uint8]:
     """Draw scenes.
 
     Args:
         scenes: one scene or a sequence of n.
+        side: pixels per side; the scene, whose unit is a pixel of 64, is enlarged to fill them.
 
     Returns:
-        uint8 RGB, [n, 64, 64, 3] (n = 1 for a single scene).
+        uint8 RGB, [n, side, side, 3] (n = 1 for a single scene).
 
     Example:
         >>> from w2sdiff.shapes.render import Object, Scene, render
@@ -107,18 +108,27 @@ def render(scenes: Scene | Sequence[Scene]) -> NDArray[np.uint8]:
         (1, 64, 64, 3)
     """
     scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
-    pictures = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    if side != IMAGE_SIZE:
+        scenes = [_enlarged(scene, side / IMAGE_SIZE) for scene in scenes]
+    pictures = np.empty((len(scenes), side, side, 3), np.uint8)
     for start in range(0, len(scenes), _BLOCK):
         block = slice(start, start + _BLOCK)
-        pictures[block] = _render_block(scenes[block])
+        pictures[block] = _render_block(scenes[block], side)
     return pictures
 
 
-def _render_block(scenes: Sequence[Scene]) -> NDArray[np.uint8]:
+def _enlarged(scene: Scene, times: float) -> Scene:
+    objects = tuple(
+        replace(o, x=o.x * times, y=o.y * times, size=o.size * times) for o in scene.objects
+    )
+    return replace(scene, objects=objects)
+
+
+def _render_block(scenes: Sequence[Scene], side: int) -> NDArray[np.uint8]:
     largest = max((obj.size for scene in scenes for obj in scene.objects), default=0.0)
     window = int(np.ceil(largest)) + 3
     # The margin lets a window hang over the edge of the picture without any special case.
-    wide = IMAGE_SIZE + 2 * window
+    wide = side + 2 * window
     canvas = np.empty((len(scenes), wide, wide, 3), np.float32)
     canvas[:] = np.array([s.background for s in scenes], np.float32).reshape(-1, 1, 1, 3)
 
@@ -131,19 +141,23 @@ def _render_block(scenes: Sequence[Scene]) -> NDArray[np.uint8]:
                 for index, scene in enumerate(scenes)
                 if len(scene.objects) > layer and scene.objects[layer].shape == shape
             ]
-            _draw(canvas, group, shape, window)
+            _draw(canvas, group, shape, window, side)
 
     picture = canvas[:, window:-window, window:-window]
     return np.rint(np.clip(picture, 0, 255)).astype(np.uint8)
 
 
 def _draw(
-    canvas: NDArray[np.float32], group: list[tuple[int, Object]], shape: str, window: int
+    canvas: NDArray[np.float32],
+    group: list[tuple[int, Object]],
+    shape: str,
+    window: int,
+    side: int,
 ) -> None:
     index = np.array([i for i, _ in group])[:, None, None]
     centre = np.array([(o.x, o.y) for _, o in group], np.float32)
-    if not ((centre >= 0) & (centre <= IMAGE_SIZE)).all():
-        raise InputError(f"an object's centre lies outside the picture (0..{IMAGE_SIZE} pixels)")
+    if not ((centre >= 0) & (centre <= side)).all():
+        raise InputError(f"an object's centre lies outside the picture (0..{side} pixels)")
     size = np.array([o.size for _, o in group], np.float32)[:, None, None]
     try:
         colour = np.array([RGB[o.colour] for _, o in group], np.float32)

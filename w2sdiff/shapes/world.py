@@ -143,14 +143,16 @@ def batch(
     category: str | None = None,
     open_share: float = 0.15,
     colour_weights: Mapping[str, float] | None = None,
+    side: int = IMAGE_SIZE,
 ) -> tuple[list[str], NDArray[np.uint8]]:
     """Return items `start` .. `start + n - 1` of the endless training set with this seed.
 
     Item i of a seed is the same whatever the batch it comes in. Held-out combinations never
-    occur. The other arguments are those of `sample_caption` and `sample_scene`.
+    occur. `side` is that of `render`; the other arguments are those of `sample_caption` and
+    `sample_scene`.
 
     Returns:
-        n captions, and their pictures: uint8 RGB, [n, 64, 64, 3].
+        n captions, and their pictures: uint8 RGB, [n, side, side, 3].
 
     Example:
         >>> from w2sdiff.shapes.world import batch
@@ -166,7 +168,7 @@ def batch(
         )
         captions.append(caption.text)
         scenes.append(sample_scene(caption, rng, style=style, colour_weights=colour_weights))
-    return captions, render(scenes)
+    return captions, render(scenes, side=side)
 
 
 def _choose(
