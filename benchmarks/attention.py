@@ -199,7 +199,9 @@ def attention_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
 
     arms: Arms = {("ours", (NONE, 1)): lambda: attend(q, k, v)}
     for kind, ratio in compressions():
-        ours = KVCompressor(KVCompression(kind, ratio), machine.width).to(machine.device, machine.dtype)
+        ours = KVCompressor(KVCompression(kind, ratio), machine.width).to(
+            machine.device, machine.dtype
+        )
         port = Port(kind, ratio, machine.width, machine.heads).to(machine.device, machine.dtype)
 
         def by_ours(ours: KVCompressor = ours) -> Tensor:
@@ -409,9 +411,7 @@ def measure(machine: Machine, args: argparse.Namespace) -> dict:
                 arms = denoiser_arms(machine, tokens, depth, layers)
                 for backward in (False, True)[: 1 if long else 2]:
                     found = in_turns(machine, arms, backward=backward, repeats=repeats, warm=warm)
-                    some = rows(
-                        part, tokens, machine.width, found, backward=backward, layers=share
-                    )
+                    some = rows(part, tokens, machine.width, found, backward=backward, layers=share)
                     add(result, part, [{**row, "layers": layers, "depth": depth} for row in some])
                 del arms
             continue
