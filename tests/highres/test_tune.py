@@ -177,6 +177,8 @@ def test_parts_of_a_batch_are_the_batch(tmp_path, model, pictures):
     file = "diffusion_pytorch_model.safetensors"
     states = [load_file(place / file) for place in (one, two, three)]
     for name, weight in states[0].items():
+        if name.endswith("to_k.bias"):  # adds the same to all scores: no gradient, only rounding
+            continue
         # A change of Adam's is the learning rate whatever the gradient's size, so where that is
         # nearly nothing its sign is chance: a few steps of 2e-3 at most.
         assert (states[1][name] - weight).abs().mean() < 1e-4, name
@@ -264,7 +266,7 @@ def test_a_folder_is_encoded_once_as_the_pipeline_would(tmp_path, pictures):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
     batch = data.batch([4, 5], [False, True])
     states, mask, *_ = pipe.encode_prompt(
-        ["picture 1", ""], do_classifier_free_guidance=False, clean_caption=True
+        [source.captions[4], ""], do_classifier_free_guidance=False, clean_caption=True
     )
     for row in range(2):
         length = int(mask[row].sum())

@@ -125,6 +125,18 @@ def write_published(folder: str | Path, path: str | Path) -> Path:
         InputError: no transformer there, or weights that are not those of its config.
         UnsupportedError: another network than PixArt, or a compression without weights: the
             published code states that in its own config.
+
+    Example:
+        >>> import tempfile
+        >>> from diffusers import PixArtTransformer2DModel
+        >>> network = PixArtTransformer2DModel(num_layers=2, num_attention_heads=2,
+        ...     attention_head_dim=8, cross_attention_dim=16, caption_channels=8, sample_size=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     network.save_pretrained(folder)
+        ...     file = write_published(folder, Path(folder) / "published.pth")
+        ...     again = from_published(file, Path(folder) / "again")
+        >>> again.layers, again.width
+        (2, 16)
     """
     folder, path = transformer_folder(folder), Path(path)
     config = _config_in(folder)

@@ -164,7 +164,8 @@ def raise_resolution(
     if positions == "interpolated":
         scale = scale * sample_size / old
     config = {
-        **transformer.config,
+        # Without its notes: one of them lists fields to be left to their defaults.
+        **{key: value for key, value in transformer.config.items() if not key.startswith("_")},
         "sample_size": sample_size,
         "interpolation_scale": scale,
         # Left to itself it follows the size.

@@ -97,7 +97,12 @@ class Rendered:
         if count < 1:
             raise InputError(f"Expected at least one picture, got {count}.")
         self.count, self.size, self.seed = count, size, seed
-        self.captions = [_world(seed, i, i + 1, 64)[0][0] for i in range(count)]
+        starts = range(0, count, _CHUNK * 32)
+        self.captions = [
+            caption
+            for start in starts
+            for caption in _world(seed, start, min(start + starts.step, count), 64)[0]
+        ]
 
     def pixels(self, start: int, stop: int) -> Any:
         """Draw them."""
@@ -121,10 +126,8 @@ class Encoded:
     """Encoded pictures and captions in a folder; read item by item, never as a whole."""
 
     def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
-        self._latents: Any = safe_open(folder / "latents.safetensors", framework="pt")
-        self._texts: Any = safe_open(folder / "texts.safetensors", framework="pt")
+        self._latents = _opened(folder / "latents.safetensors")
+        self._texts = _opened(folder / "texts.safetensors")
         self._caption_of: list[int] = self._latents.get_tensor("caption_of").tolist()
         self._offsets: list[int] = self._texts.get_tensor("offsets").tolist()
 
@@ -218,6 +221,12 @@ def _save(file: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None
     part = file.with_name(f".{file.name}.tmp")
     save_file({n: t.contiguous() for n, t in tensors.items()}, part, metadata=about)
     part.replace(file)
+
+
+def _opened(file: Path) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(file, framework="pt")
 
 
 def _key(file: Path) -> dict[str, str] | None:

@@ -157,6 +157,18 @@ def tune(
     Raises:
         InputError: nothing to train, a folder with another tuning, or a loss that is no number.
         UnsupportedError: not a PixArt-class network, or a scheduler of another kind.
+
+    Example:
+        >>> import tempfile
+        >>> from w2sdiff.attention import KVCompression
+        >>> from w2sdiff.generate import find_model
+        >>> from w2sdiff.highres import Rendered
+        >>> setup = Setup(find_model("shapes-dit"), compression=KVCompression("conv", 2))
+        >>> tuning = Tuning(steps=1, batch=2, only_adapter=True)
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     file = tune(setup, Rendered(4, 64), Path(out), tuning)
+        >>> file.name
+        'kv_adapter.safetensors'
     """
     from accelerate import Accelerator
 
