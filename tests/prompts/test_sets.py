@@ -290,3 +290,32 @@ def test_the_published_convention_counts_prompts_and_replicates_never_meet():
         index_seed(100, 0, 100)
     with pytest.raises(InputError, match="at least 0"):
         seed_of("a", "b", -1)
+
+
+# The set to collect on.
+
+
+def test_prompts_to_train_on_hold_nothing_back_that_training_held_back():
+    """No caption of it demands a combination that is asked for to test what was not seen."""
+    from w2sdiff.shapes.captions import parse
+    from w2sdiff.shapes.sampling import completions, is_held_out
+
+    rows = load_set("shapes-train").rows
+    assert len(rows) == 20_000
+    captions = {row.text: parse(row.text) for row in rows}
+    for text, caption in captions.items():
+        fillings = completions(caption)
+        assert not any(map(is_held_out, fillings)), text
+    tested = load_set("shapes").rows
+    held_out = {row.text for row in tested if row.columns["held_out"] == "yes"}
+    assert held_out
+    assert not held_out & captions.keys()
+
+
+def test_prompts_to_train_on_are_the_same_every_time_and_of_every_category():
+    first, again = load_set("shapes-train"), load_set("shapes-train", limit=50)
+    assert first.rows[:50] == again.rows
+    assert (first.sha256, first.count) == (again.sha256, again.count)
+    categories = {row.columns["category"] for row in first.rows}
+    assert categories == {"single", "counting", "colours", "position"}
+    assert len({row.id for row in first.rows}) == len(first.rows)

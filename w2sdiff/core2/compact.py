@@ -315,8 +315,11 @@ class _Block(nn.Module):
         self.heads = config.heads
         self.modulate = nn.Linear(_CONDITION, 6 * width)
         self.mix, self.mixed = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.ask, self.told = nn.Linear(width, width), nn.Linear(width, width)
-        self.read = None if config.text_width is None else nn.Linear(config.text_width, 2 * width)
+        self.read: nn.Linear | None = None
+        # Nothing that is not used: several processes would wait for its gradients.
+        if config.text_width is not None:
+            self.ask, self.told = nn.Linear(width, width), nn.Linear(width, width)
+            self.read = nn.Linear(config.text_width, 2 * width)
         self.think = nn.Linear(width, config.hidden * width)
         self.thought = nn.Linear(config.hidden * width, width)
         nn.init.zeros_(self.modulate.weight)

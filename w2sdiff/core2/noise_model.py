@@ -267,7 +267,7 @@ def _build(header: Mapping[str, Any], path: Path) -> NoiseModel:
                 with torch.device("meta"):
                     model: NoiseModel = form.from_config(header["config"])
                 return model
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"the noise model {path} is damaged: {error!r}") from error
     raise InputError(f"{path} holds a noise model of the unknown form {header.get('form')!r}.")
 

@@ -89,9 +89,14 @@ class Training:
         for name in ("lr", "cost_ratio"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is a positive number, got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is not negative, got {getattr(self, name)}")
         for name in ("cooldown", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} lies in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.validation < 1:
+            raise InputError(f"the share of validation lies in (0, 1), got {self.validation}")
         if self.loss not in get_args(Loss):
             raise InputError(f"the loss is one of {', '.join(get_args(Loss))}, got {self.loss!r}")
         if self.precision not in ("no", "bf16", "fp16"):
@@ -160,11 +165,14 @@ def reflect(
     from accelerate import Accelerator
 
     training = training or Training()
-    accelerator = Accelerator(
-        mixed_precision=training.precision,
-        gradient_accumulation_steps=1,  # parts of a batch are added up here: `_gradients`
-        cpu=not torch.cuda.is_available(),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=training.precision,
+            gradient_accumulation_steps=1,  # parts of a batch are added up here: `_gradients`
+            cpu=not torch.cuda.is_available(),
+        )
+    except ValueError as error:
+        raise InputError(f"--precision {training.precision}: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     kept, held = data.split(training.validation)
     torch.manual_seed(training.seed)
