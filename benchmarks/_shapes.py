@@ -67,12 +67,8 @@ def load(name: str, loras: Sequence[str] = ()) -> tuple[Model, Any]:
     return model, load_pipeline(model, settings)
 
 
-def draw(pipe: Any, captions: Sequence[str], arm: Arm, *, seed: int) -> tuple[np.ndarray, float]:
-    """Pictures uint8 [n, 64, 64, 3], and seconds.
-
-    Picture i starts from the noise of its own CPU generator, a function of (seed, i) alone: all
-    arms share it.
-    """
+def options_of(pipe: Any, arm: Arm) -> dict[str, Any]:
+    """What the pipeline is called with, besides prompts and generators."""
     options: dict[str, Any] = {
         "num_inference_steps": arm.steps,
         "guidance_scale": arm.guidance_scale,
@@ -82,6 +78,15 @@ def draw(pipe: Any, captions: Sequence[str], arm: Arm, *, seed: int) -> tuple[np
         # free).
         options["use_resolution_binning"] = False
         options["max_sequence_length"] = min(300, pipe.tokenizer.model_max_length)
+    return options
+
+
+def draw(pipe: Any, captions: Sequence[str], arm: Arm, *, seed: int) -> tuple[np.ndarray, float]:
+    """Pictures uint8 [n, 64, 64, 3], and seconds.
+
+    Picture i starts from the noise of its own CPU generator, a function of (seed, i) alone: all
+    arms share it.
+    """
     images, began = [], time.perf_counter()
     with attach(pipe, arm.method) as run:
         for start in range(0, len(captions), BATCH):
@@ -89,7 +94,9 @@ def draw(pipe: Any, captions: Sequence[str], arm: Arm, *, seed: int) -> tuple[np
             generators = [
                 torch.Generator().manual_seed((seed << 32) + start + i) for i in range(len(texts))
             ]
-            drawn = pipe(texts, generator=generators, output_type="np", **options).images
+            drawn = pipe(
+                texts, generator=generators, output_type="np", **options_of(pipe, arm)
+            ).images
             images.append(np.rint(255 * np.asarray(drawn)).astype(np.uint8))
             assert run.stats.evaluations == arm.evaluations, (run.stats, arm)
     return np.concatenate(images), time.perf_counter() - began

@@ -8,7 +8,8 @@ with as many evaluations, and guidance whose unconditional half is refreshed eve
 step, which needs no training.
 
     python benchmarks/core2.py [--models shapes-unet shapes-dit] [--limit 400] [--steps 20]
-    python benchmarks/core2.py --pair     the noise model that has learned a W2SD pair, instead
+    python benchmarks/core2.py --pair          the noise model that has learned a W2SD pair, instead
+    python benchmarks/core2.py --only-timing   the seconds again, on a quiet machine; the rest stays
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from _shapes import (
     draw,
     interval,
     load,
+    options_of,
     proportion,
     versions,
     write,
@@ -45,6 +47,7 @@ from w2sdiff import (
     Plain,
     StaleGuidance,
     ZCore2,
+    attach,
 )
 from w2sdiff.core2.noise_model import NoiseModel, load_noise_model, read_header
 from w2sdiff.core2.record import Recorded
@@ -212,7 +215,7 @@ def timing(pipe: Any, file: Path, best: float, learned: float, steps: int, repea
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         for repeat in range(repeats + 1):
             for name, arm in arms.items():
-                _, took = draw(pipe, captions, arm, seed=3)
+                took = call_seconds(pipe, captions, arm)
                 if repeat:  # the first one warms up
                     seconds[name].append(took / batch)
         middle = {name: statistics.median(values) for name, values in seconds.items()}
@@ -228,6 +231,16 @@ def timing(pipe: Any, file: Path, best: float, learned: float, steps: int, repea
             ),
         }
     return found
+
+
+def call_seconds(pipe: Any, captions: list[str], arm: Arm) -> float:
+    """Seconds of a call, decoding included; the first one of an attach loads the noise model."""
+    options = options_of(pipe, arm)
+    with attach(pipe, arm.method) as run:
+        for _ in range(2):
+            generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
+            pipe(captions, generator=generators, output_type="np", **options)
+    return run.stats.seconds
 
 
 def noise_model_seconds(
@@ -296,6 +309,13 @@ def bench(name: str, args: argparse.Namespace) -> dict:
     return found
 
 
+def timing_again(name: str, found: dict, args: argparse.Namespace) -> dict:
+    """The seconds of a model that was measured before."""
+    model, pipe = load(name)
+    file, guidance = args.noise_model or model.noise_model("guidance"), found["guidance"]
+    return timing(pipe, file, guidance["best"], guidance["learned"], args.steps, args.repeats)
+
+
 def table(name: str, found: dict) -> str:
     guidance = found["guidance"]
     lines = [
@@ -317,6 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=None)
     parser.add_argument("--pair", action="store_true", help="the learned W2SD pair, instead")
+    parser.add_argument("--only-timing", action="store_true", help="of what the file holds")
     parser.add_argument("--noise-model", type=Path, help="instead of the one that is shipped")
     parser.add_argument("--limit", type=int, default=400, help="captions")
     parser.add_argument("--choose-on", type=int, default=200, help="captions to choose g on")
@@ -332,6 +353,10 @@ def main() -> None:
     settings["unit"] = "caption with its start noise"
     models = earlier(out, settings)
     for name in names:
+        if args.only_timing:
+            models[name]["timing"] = timing_again(name, models[name], args)
+            print(name, json.dumps(models[name]["timing"], indent=1), flush=True)
+            continue
         began = time.perf_counter()
         models[Path(name).name] = bench(name, args)
         models[Path(name).name]["seconds"] = round(time.perf_counter() - began, 1)

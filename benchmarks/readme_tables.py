@@ -227,6 +227,8 @@ def core2_pair(result: dict) -> str:
 def _core2_table(model: str, found: dict) -> str:
     rows = []
     for name, arm in found["arms"].items():
+        low, high = (100 * end for end in arm["score"]["interval"])
+        obeyed = f"{100 * arm['score']['share']:.1f}% ({low:.0f} to {high:.0f})"
         low, high = (100 * end for end in arm["gap_closed"]["interval"])
         anchor = name in ("plain, guidance 1", "plain, best guidance")
         closed = f"{100 * arm['gap_closed']['share']:.0f}% ({low:.0f} to {high:.0f})"
@@ -234,7 +236,7 @@ def _core2_table(model: str, found: dict) -> str:
             [
                 name,
                 arm["evaluations"],
-                share(arm["score"]),
+                obeyed,
                 f"{100 * arm['parts']['held out']['share']:.0f}%",
                 "" if anchor else closed,
                 "" if name == "plain, best guidance" else told(arm["minus_best"]),

@@ -27,7 +27,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     Example:
         >>> from w2sdiff.methods import METHODS
         >>> sorted(METHODS)[:2]
-        ['autoguidance', 'plain']
+        ['autoguidance', 'core2']
     """
 
     def __init__(self, kind: str, package: str, entry_points: str | None = None) -> None:

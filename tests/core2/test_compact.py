@@ -240,9 +240,11 @@ def test_more_width_depth_and_tokens_cost_more():
     assert flops_of(compact(depth=2), c, given) > 1.5 * base
     large, more = asked(batch=1, shape=(4, 12, 12))
     assert flops_of(compact(), large, more) > 3 * base
-    # The embedding of the level is one for the batch; the rest goes with its size.
+    # What becomes of the level is one for the batch; the rest goes with its size.
     two, three, four = (flops_of(compact(), *asked(batch=n)) for n in (2, 3, 4))
-    assert four - three == three - two == two - base > 0.9 * base
+    width, depth = compact().sizes.width, compact().sizes.depth
+    level = 2 * (32 * 64 + 64 * 64 + 64 * (6 * width * depth + 2 * width))
+    assert four - three == three - two == two - base == base - level
 
 
 # --- the file -------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def test_a_model_costs_no_more_than_its_share(tmp_path, ratio):
     assert share_of(wider, data) > ratio
     if config.hidden < 4:
         assert share_of(dataclasses.replace(config, hidden=config.hidden + 1), data) > ratio
-    assert sized(data, ratio, Training(depth=2)).width < config.width
+    assert sized(data, ratio, Training(depth=4)).width < config.width
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path):
@@ -168,14 +168,18 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "architecture", "patch"),
     [
-        ((4, 8, 8), {"patch_size": 2}, 2),
-        ((4, 8, 8), {"patch_size": [1, 2, 2]}, 2),
-        ((4, 8, 8), {}, 1),
+        ((4, 8, 8), {"patch_size": 2}, 4),
+        ((4, 8, 8), {"patch_size": [1, 2, 2]}, 4),
+        ((4, 8, 8), {}, 2),
+        ((4, 6, 9), {}, 1),
+        ((4, 128, 128), {}, 4),
         ((9, 4), {"patch_size": 2}, 1),
     ],
     ids=str,
 )
-def test_the_patch_is_the_hosts(tmp_path, shape, architecture, patch):
+def test_a_token_covers_two_of_the_hosts_where_the_grid_allows(
+    tmp_path, shape, architecture, patch
+):
     data = Collected.open(synthetic.write(tmp_path, shape=shape, architecture=architecture))
     config = sized(data, 0.5, Training(width=16))
     assert (config.patch, config.channels, config.text_width) == (patch, 4, 8)

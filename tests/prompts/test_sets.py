@@ -141,6 +141,7 @@ def test_built_in_sets_never_change():
     assert {name: load_set(name).sha256[:16] for name in BUILT_IN} == {
         "shapes": "198cb1becc5430f5",
         "shapes-open": "3cc5fa383b0e42a9",
+        "shapes-train": "3a780cc070bc780a",
     }
 
 

@@ -366,8 +366,14 @@ def flops_of(model: NoiseModel, c: Tensor, given: Given) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(c, given)
+    # In training it remembers nothing, so that what is computed once a run counts as well.
+    mode = model.training
+    model.train()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(c, given)
+    finally:
+        model.train(mode)
     return float(counter.get_total_flops())
 
 

@@ -8,23 +8,19 @@ the authors' checkpoints.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.errors import InputError
 from w2sdiff.jobs.files import reason
 
-if TYPE_CHECKING:
-    from w2sdiff.edits.base import Context
-
-__all__ = ["Given", "Host", "NoiseModel", "check_fits", "load_noise_model", "save_noise_model"]
+__all__ = ["Given", "Host", "NoiseModel", "load_noise_model", "save_noise_model"]
 
 FORMAT = "w2sdiff.noise_model"
 VERSION = 1
@@ -132,8 +128,8 @@ class NoiseModel(nn.Module):
         ...     def forward(self, c, given):
         ...         return 0.9 * c
         >>> c = torch.ones(1, 4, 8, 8)
-        >>> Weaker()(c, Given(x=c, alpha=0.8, sigma=0.6)).mean().item()
-        0.8999...
+        >>> bool((Weaker()(c, Given(x=c, alpha=0.8, sigma=0.6)) == 0.9 * c).all())
+        True
     """
 
     form: ClassVar[str] = "other"
@@ -270,44 +266,3 @@ def _build(header: Mapping[str, Any], path: Path) -> NoiseModel:
             except (KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"the noise model {path} is damaged: {error!r}") from error
     raise InputError(f"{path} holds a noise model of the unknown form {header.get('form')!r}.")
-
-
-def check_fits(model: NoiseModel, context: Context, prediction: str, channels: int) -> None:
-    """Refuse a noise model that was made for something else than what runs.
-
-    Args:
-        model: the noise model.
-        context: of the running role.
-        prediction: what the network predicts.
-        channels: of its prediction, without a learned variance.
-
-    Raises:
-        UnsupportedError: another network, prediction, number of channels or guidance scale; says
-            which.
-    """
-    host, made = model.host, "This noise model was made for"
-    here = Host.of_network(context.pipe.__dict__[context.denoisers[0]])
-    if host.denoiser is not None and host.denoiser != here.denoiser:
-        raise UnsupportedError(f"{made} {host.denoiser}, the pipeline has {here.denoiser}.")
-    for name, value in host.architecture.items():
-        if here.architecture.get(name) != value:
-            raise UnsupportedError(
-                f"{made} another {host.denoiser}: its {name} is {value}, "
-                f"the pipeline's {here.architecture.get(name)}."
-            )
-    if host.prediction is not None and host.prediction != prediction:
-        raise UnsupportedError(
-            f"{made} networks that predict {host.prediction}, this one predicts {prediction}."
-        )
-    if model.channels is not None and model.channels != channels:
-        raise UnsupportedError(
-            f"{made} predictions of {model.channels} channels, the pipeline's have {channels}."
-        )
-    scale = context.guidance_scale
-    if host.guidance_scale is None or scale is None:
-        return
-    if not math.isclose(host.guidance_scale, scale, rel_tol=1e-6):
-        raise UnsupportedError(
-            f"{made} guidance at {host.guidance_scale:g}, the pipeline runs at {scale:g}. "
-            f"Call it with guidance_scale={host.guidance_scale:g}, or train another one."
-        )

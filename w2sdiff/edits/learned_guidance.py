@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from w2sdiff.core2.noise_model import NoiseModel, check_fits, load_noise_model
+from w2sdiff.core2.noise_model import NoiseModel, load_noise_model
 from w2sdiff.edits.base import BOTH, COND, EDITS, Context, Edit, Halves
+from w2sdiff.edits.fits import check_fits
 from w2sdiff.edits.given import given_of, predicted_channels
 from w2sdiff.edits.guidance import number
 from w2sdiff.errors import InputError, UnsupportedError

@@ -55,6 +55,8 @@ def parameter_counts(folder: Path) -> dict[str, int]:
 
     counts = {}
     for file in sorted(folder.glob("*/*.safetensors")):
+        if file.parent.name == "noise_models":
+            continue  # no part of the folder's own training; they have a card of their own
         with safe_open(file, framework="pt") as opened:
             shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
         part = f"loras/{file.stem}" if file.parent.name == "loras" else file.parent.name
