@@ -321,8 +321,20 @@ def test_the_curves(data, tmp_path):
     assert curves.png.is_file()
 
 
-def test_half_precision_trains(data, tmp_path):
-    file = reflect(data, tmp_path, dataclasses.replace(QUICK, precision="bf16"))
+@pytest.fixture
+def fresh_accelerate():
+    """Its state is one per process, and holds the precision that was asked for first."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(data, tmp_path, precision):
+    file = reflect(data, tmp_path, dataclasses.replace(QUICK, precision=precision))
     found = weights(tmp_path)
     assert all(tensor.isfinite().all() for tensor in found.values())
     assert all(tensor.dtype == torch.float32 for tensor in found.values())
@@ -429,11 +441,12 @@ def test_values_out_of_range(changes, says):
         Training(**changes)
 
 
-def test_a_precision_that_the_machine_does_not_have(data, tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("it has it")
-    with pytest.raises(InputError, match="fp16"):
-        reflect(data, tmp_path, dataclasses.replace(QUICK, precision="fp16"))
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_one_precision_per_process(data, tmp_path):
+    short = dataclasses.replace(QUICK, steps=1)
+    reflect(data, tmp_path / "a", short)
+    with pytest.raises(InputError, match=r"--precision bf16: .*restart"):
+        reflect(data, tmp_path / "b", dataclasses.replace(short, precision="bf16"))
 
 
 # --- several processes ----------------------------------------------------------------------------
