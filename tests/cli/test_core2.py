@@ -237,7 +237,9 @@ def refused(words, message, capsys):
     assert re.search(message, error), error
 
 
-@pytest.mark.parametrize(("words", "message"), BAD_COLLECT, ids=lambda w: " ".join(w)[:40])
+@pytest.mark.parametrize(
+    ("words", "message"), BAD_COLLECT, ids=lambda w: w if isinstance(w, str) else " ".join(w)
+)
 def test_bad_options_of_collect(words, message, tmp_path, capsys):
     refused(collect(tmp_path / "data", *words), message, capsys)
     assert not (tmp_path / "data").exists()
@@ -271,7 +273,7 @@ def test_another_plan_in_the_same_folder(tmp_path, capsys):
         (["--accumulate", "3"], "does not go into 3"),
         (["--lr", "1e30", "--warmup", "0"], "diverged"),
     ],
-    ids=lambda w: " ".join(w)[:40],
+    ids=lambda w: w if isinstance(w, str) else " ".join(w),
 )
 def test_bad_options_of_reflect(words, message, tmp_path, capsys):
     data = synthetic.write(tmp_path / "data", texts=synthetic.prompts(20))

@@ -21,6 +21,7 @@ from w2sdiff.prompts import PromptRow, load_set
 from w2sdiff.scorers import parse_scorer
 
 TEXTS = ["a red circle", "a cat", "two blue squares", "a green triangle", "a dog"]
+SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "sd3")]
 SCALES = {"sd": 5.0, "sdxl": 5.0, "sd3": 4.0, "pixart": 5.0}
 
 
@@ -79,7 +80,7 @@ def independent(family, text, seed):
     return steps
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "pixart"])
+@pytest.mark.parametrize("family", ["sd", "pixart", *SLOW_FAMILIES])
 def test_what_is_stored_is_what_an_independent_recording_has(family, tmp_path):
     """But for float16: a relative error of 2^-11."""
     assert collect(plan(family, first_seed=7), tmp_path).made == 3
@@ -144,7 +145,7 @@ def key(batch, i):
     return int(batch.step[i]), *(tensor[i].numpy().tobytes() for tensor in tensors)
 
 
-@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize("family", ["sd", SLOW_FAMILIES[1]])
 def test_another_methods_effective_prediction(family, tmp_path):
     """Against `Levels.move`, of what W2SD did by another route: its latents after each step."""
     from w2sdiff import attach
@@ -384,7 +385,13 @@ def with_too_little(monkeypatch, unet=99, decoder=99):
 
 @pytest.mark.parametrize(
     "limits",
-    [{"unet": 2}, {"unet": 4}, {"decoder": 1}, {"decoder": 2}, {"unet": 6, "decoder": 1}],
+    [
+        {"unet": 2},
+        {"decoder": 1},
+        pytest.param({"unet": 4}, marks=pytest.mark.slow),
+        pytest.param({"decoder": 2}, marks=pytest.mark.slow),
+        pytest.param({"unet": 6, "decoder": 1}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_where_the_memory_is_short_the_rows_stay_with_their_prompts(limits, tmp_path, monkeypatch):
@@ -422,8 +429,8 @@ def test_without_a_filter_fewer_at_a_time_are_asked_for(tmp_path, monkeypatch):
     ("family", "changes"),
     [
         ("sd", {"steps": 10}),
-        ("sd", {"steps": 1}),
-        ("sdxl", {"steps": 3}),
+        pytest.param("sd", {"steps": 1}, marks=pytest.mark.slow),
+        pytest.param("sdxl", {"steps": 3}, marks=pytest.mark.slow),
         ("pixart", {"steps": 6}),
         ("sd", {"steps": 6, "method": W2SD(weak=Guidance(1.0))}),
     ],

@@ -10,6 +10,7 @@ import tiny
 import torch
 from noise_models import compact
 from safetensors.torch import save_file
+from torch import nn
 
 from w2sdiff.core2 import Given, NoiseModel, load_noise_model, save_noise_model
 from w2sdiff.core2.compact import CompactConfig, CompactNoiseModel, flops_of
@@ -242,9 +243,12 @@ def test_more_width_depth_and_tokens_cost_more():
     assert flops_of(compact(), large, more) > 3 * base
     # What becomes of the level is one for the batch; the rest goes with its size.
     two, three, four = (flops_of(compact(), *asked(batch=n)) for n in (2, 3, 4))
-    width, depth = compact().sizes.width, compact().sizes.depth
-    level = 2 * (32 * 64 + 64 * 64 + 64 * (6 * width * depth + 2 * width))
-    assert four - three == three - two == two - base == base - level
+    shared = sum(
+        2 * layer.in_features * layer.out_features
+        for name, layer in compact().named_modules()
+        if isinstance(layer, nn.Linear) and ("level" in name or "modulate" in name)
+    )
+    assert four - three == three - two == two - base == base - shared
 
 
 # --- the file -------------------------------------------------------------------------------------

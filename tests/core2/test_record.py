@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from noise_models import GUIDED, Scaled, close
+from noise_models import Scaled, close
 from replay import remix
 
 from w2sdiff import W2SD, AutoGuidance, Guidance, Lora, Plain, UnsupportedError, Window, attach
@@ -24,7 +24,12 @@ METHODS = {
 }
 
 
-@pytest.fixture(params=GUIDED)
+@pytest.fixture(
+    params=[
+        *("sd", "flux-true-cfg", "pixart"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "sd3")),
+    ]
+)
 def family(request):
     return request.param
 
@@ -110,7 +115,7 @@ class Remembers(NoiseModel):
         return take.target.to(c.dtype)
 
 
-FIRST_ORDER = ["sd", "sdxl", "sd3", "flux-true-cfg"]
+FIRST_ORDER = ["sd", "sdxl", "flux-true-cfg", pytest.param("sd3", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "plain"])

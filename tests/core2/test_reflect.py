@@ -325,8 +325,9 @@ def test_the_curves(data, tmp_path):
     assert curves.png.is_file()
 
 
-def test_half_precision_trains(data, tmp_path):
-    file = reflect(data, tmp_path, dataclasses.replace(QUICK, precision="bf16"))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(data, tmp_path, precision):
+    file = reflect(data, tmp_path, dataclasses.replace(QUICK, precision=precision))
     found = weights(tmp_path)
     assert all(tensor.isfinite().all() for tensor in found.values())
     assert all(tensor.dtype == torch.float32 for tensor in found.values())
@@ -433,11 +434,11 @@ def test_values_out_of_range(changes, says):
         Training(**changes)
 
 
-def test_a_precision_that_the_machine_does_not_have(data, tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("it has it")
-    with pytest.raises(InputError, match="fp16"):
-        reflect(data, tmp_path, dataclasses.replace(QUICK, precision="fp16"))
+def test_one_process_may_train_in_several_precisions(data, tmp_path):
+    short = dataclasses.replace(QUICK, steps=1)
+    for precision in ("no", "bf16"):
+        changed = dataclasses.replace(short, precision=precision)
+        assert reflect(data, tmp_path / precision, changed) is not None
 
 
 # --- several processes ----------------------------------------------------------------------------

@@ -31,7 +31,11 @@ def driven(pipe, family, method, **changes):
     return found, run.stats
 
 
-@pytest.fixture(params=GUIDED)
+# One family per way of doing guidance by default: one call, two calls, with a learned variance.
+SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "sd3")]
+
+
+@pytest.fixture(params=["sd", "flux-true-cfg", "pixart", *SLOW_FAMILIES])
 def family(request):
     return request.param
 
@@ -53,6 +57,7 @@ def pipe(family):
     ],
     ids=["fast", "slow", "slow, then fast"],
 )
+@pytest.mark.parametrize("family", GUIDED)
 def test_with_an_exact_noise_model_every_mode_is_plain_guidance(pipe, family, settings):
     stock = tiny.latents(pipe, family, steps=STEPS)
     model = Exact(pipe, family, steps=STEPS)
@@ -63,6 +68,7 @@ def test_with_an_exact_noise_model_every_mode_is_plain_guidance(pipe, family, se
     assert (stats.evaluations, stats.saved) == (STEPS + slow, STEPS - slow)
 
 
+@pytest.mark.parametrize("family", GUIDED)
 def test_slow_at_scale_1_is_plain_guidance_bit_for_bit(pipe, family):
     stock = tiny.latents(pipe, family, steps=STEPS)
     found, stats = driven(pipe, family, Core2(Scaled(), scale=1, slow_until=1))
@@ -280,7 +286,7 @@ def test_a_learned_variance_stays_that_of_the_conditional_prediction():
 RESCALE = {"guidance_rescale": 0.7}
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize("family", ["sd", SLOW_FAMILIES[0]])
 class TestGuidanceRescale:
     def test_slow_at_scale_1_is_plain_bit_for_bit(self, pipe, family):
         stock = tiny.latents(pipe, family, steps=STEPS, **RESCALE)
@@ -328,7 +334,7 @@ def image_to_image(family):
     return pipe
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux-true-cfg"])
+@pytest.mark.parametrize("family", ["sd", "flux-true-cfg", *SLOW_FAMILIES])
 def test_image_to_image(family):
     pipe, call = image_to_image(family), {"image": IMAGE, "strength": 0.5, "steps": 8}
     stock = tiny.latents(pipe, family, **call)
@@ -489,7 +495,6 @@ def test_a_noise_model_of_another_host_is_refused(host, says, mode):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("family", GUIDED)
 def test_a_noise_model_of_this_host_is_taken(pipe, family):
     import dataclasses
 

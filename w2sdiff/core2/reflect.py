@@ -166,8 +166,6 @@ def reflect(
     from accelerate.state import AcceleratorState
 
     training = training or Training()
-    if training.precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("--precision fp16 needs a GPU; on a CPU bf16 or no is there")
     # It is one for the process, and would refuse another precision than an earlier training's.
     AcceleratorState._reset_state()
     try:
