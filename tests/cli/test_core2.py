@@ -82,6 +82,7 @@ def test_from_prompts_to_a_noise_model_that_draws(tmp_path, capsys):
         pipe("a red circle", guidance_scale=3.0, **call)
 
 
+@pytest.mark.slow
 def test_again_it_only_looks(tmp_path, capsys):
     data = tmp_path / "data"
     assert main(collect(data)) == 0
@@ -101,6 +102,7 @@ def test_dry_run_says_it_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_some_steps_another_method_and_a_filter(tmp_path, capsys):
     data = tmp_path / "data"
     words = ("--method", "w2sd", "--strong", "guidance=1", "--weak", "guidance=0")
@@ -150,6 +152,7 @@ def interrupting(monkeypatch, module, name, at):
     monkeypatch.setattr(module, name, interrupted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_collecting(tmp_path, capsys, monkeypatch):
     from w2sdiff.core2 import collect as module
 
@@ -245,6 +248,7 @@ def test_bad_options_of_collect(words, message, tmp_path, capsys):
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_flux_without_true_guidance_has_nothing_to_collect(tmp_path, capsys):
     fast = ("--model", str(model_folder("flux")), "--device", "cpu", "--steps", "2")
     fast += ("--guidance", "3", "--size", "16")
@@ -254,6 +258,7 @@ def test_flux_without_true_guidance_has_nothing_to_collect(tmp_path, capsys):
     assert main(collect(tmp_path / "data", *words, fast=fast)) == 0
 
 
+@pytest.mark.slow
 def test_another_plan_in_the_same_folder(tmp_path, capsys):
     assert main(collect(tmp_path / "data", limit=2)) == 0
     refused(collect(tmp_path / "data", "--guidance", "4"), "collected otherwise", capsys)

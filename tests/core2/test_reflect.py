@@ -66,7 +66,9 @@ def equal(one, other):
 # --- it learns ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["relative", "prediction", "x0"])
+@pytest.mark.parametrize(
+    "loss", ["relative", *(pytest.param(n, marks=pytest.mark.slow) for n in ("prediction", "x0"))]
+)
 def test_it_learns_what_can_be_learned(data, tmp_path, loss):
     """Guidance that is a linear function of x, of a size of its own at each level: 1 is nothing."""
     training = dataclasses.replace(QUICK, steps=150, validate_every=75, width=32, loss=loss)

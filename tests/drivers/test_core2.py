@@ -83,7 +83,13 @@ def test_slow_at_scale_1_is_plain_guidance_bit_for_bit(pipe, family):
 
 @pytest.mark.parametrize(
     ("scale", "slow_until", "fast_scale"),
-    [(1.5, 1.0, 1.0), (0.0, 1.0, 1.0), (1.5, 0.5, 1.0), (1.5, 0.0, 1.0), (1.5, 0.25, 2.5)],
+    [
+        (1.5, 1.0, 1.0),
+        (1.5, 0.25, 2.5),
+        pytest.param(0.0, 1.0, 1.0, marks=pytest.mark.slow),
+        pytest.param(1.5, 0.5, 1.0, marks=pytest.mark.slow),
+        pytest.param(1.5, 0.0, 1.0, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_the_written_out_formula(pipe, family, scale, slow_until, fast_scale):
@@ -100,7 +106,9 @@ def test_the_written_out_formula(pipe, family, scale, slow_until, fast_scale):
     assert not torch.allclose(found, tiny.latents(pipe, family, steps=STEPS), rtol=0.01)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5, 1.5])
+@pytest.mark.parametrize(
+    "scale", [1.5, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.5, 1.0))]
+)
 def test_learned_guidance_on_plain(pipe, family, scale):
     edit = LearnedGuidance(Scaled(0.9), scale=scale)
     found, stats = driven(pipe, family, Plain(edit))
@@ -110,7 +118,7 @@ def test_learned_guidance_on_plain(pipe, family, scale):
     assert (stats.evaluations, stats.saved) == (STEPS, STEPS)
 
 
-@pytest.mark.parametrize("every", [2, 3, 10])
+@pytest.mark.parametrize("every", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 10))])
 def test_stale_guidance_keeps_the_unconditional_half(pipe, family, every):
     kept = {}
 
@@ -145,7 +153,9 @@ def test_stale_guidance_keeps_nothing_from_one_call_to_the_next():
 # --- Z-CoRe2 --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize(
+    "scale", [1.5, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.0, 1.0))]
+)
 def test_z_core2_is_a_reflection_with_the_noise_model_as_the_weak_one(pipe, family, scale):
     """The weak network of the replay answers (1 - scale / 10) c by itself, without any edit."""
     network = tiny.denoiser(pipe, family)
@@ -334,7 +344,10 @@ def image_to_image(family):
     return pipe
 
 
-@pytest.mark.parametrize("family", ["sd", "flux-true-cfg", *SLOW_FAMILIES])
+@pytest.mark.parametrize(
+    "family",
+    ["sd", *(pytest.param(f, marks=pytest.mark.slow) for f in ("sdxl", "sd3", "flux-true-cfg"))],
+)
 def test_image_to_image(family):
     pipe, call = image_to_image(family), {"image": IMAGE, "strength": 0.5, "steps": 8}
     stock = tiny.latents(pipe, family, **call)
