@@ -21,7 +21,7 @@ OUTSIDE = {"pipelines", "benchmarks", "notebooks", "tests"}
 # Who lives where, from the ground up. A file may import its own unit and the units of lower floors.
 FLOORS = [
     {"errors"},
-    {"registry"},
+    {"registry", "pickles", "curves", "accelerator"},
     {"levels", "attention", "jobs"},
     {"noise_model"},
     {"imaging", "shapes", "mixture"},

@@ -476,7 +476,7 @@ def test_the_cost_of_an_evaluation_is_that_of_one_call_of_one_branch(family, tmp
         handle = network.register_forward_pre_hook(
             lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
         )
-        found = evaluation_flops(studio, of, of.shots(0)[0])
+        found = evaluation_flops(studio, of.shots(0)[0])
         handle.remove()
         args, kwargs = calls[-1]
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -12,16 +12,19 @@ import sys
 import pytest
 import torch
 from core2 import synthetic
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from w2sdiff.core2 import load_noise_model
 from w2sdiff.core2.compact import CompactConfig, CompactNoiseModel, flops_of
 from w2sdiff.core2.data import Collected
 from w2sdiff.core2.noise_model import read_header
-from w2sdiff.core2.reflect import Training, reflect
+from w2sdiff.core2.reflect import reflect
 from w2sdiff.core2.sizing import calibrated, share_of, sized
+from w2sdiff.core2.training import Training
 from w2sdiff.core2.validate import explained_by, validate
 from w2sdiff.errors import InputError
+from w2sdiff.jobs import Ledger
 
 QUICK = Training(
     steps=12, batch=24, warmup=4, validation=0.2, validate_every=4, ema=0.9, width=16, lr=3e-3
@@ -318,11 +321,11 @@ def test_the_curves(data, tmp_path):
     assert all(0 < float(row["relative"]) < 2 for row in found)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     # A training of its own, which is not to be drawn from: without a validation in its curves.
-    from w2sdiff.core2.curves import Curves
+    from w2sdiff.curves import Curves
 
     (tmp_path / "other").mkdir()
-    curves = Curves(tmp_path / "other")
-    curves.add(1, 0.0, 0.5, None)
+    curves = Curves(tmp_path / "other", ("relative", "prediction", "x0"), "error")
+    curves.add(1, 0.0, 0.5, {})
     curves.draw()
     assert curves.png.is_file()
 
@@ -396,11 +399,25 @@ def test_a_training_that_diverges_keeps_the_last_good_weights(data, tmp_path, mo
 
 def test_targets_that_are_no_numbers(tmp_path):
     """Nothing to start from: said before a step is made."""
-    made = synthetic.write(
-        tmp_path / "data", texts=synthetic.prompts(24), target=lambda c, *_: c * math.nan
-    )
-    with pytest.raises(InputError, match=r"nothing was worth keeping|no number"):
+    made = synthetic.write(tmp_path / "data", texts=synthetic.prompts(24))
+    for file in made.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata()
+        tensors = load_file(file)
+        save_file({**tensors, "target": tensors["target"] * math.nan}, file, metadata=about)
+    with pytest.raises(InputError, match="nothing was worth keeping"):
         reflect(Collected.open(made), tmp_path / "out", dataclasses.replace(QUICK, batch=8))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 1e6])
+def test_numbers_that_float16_does_not_hold_are_not_stored(tmp_path, wrong):
+    made = synthetic.write(tmp_path, target=lambda c, *_: c * wrong)
+    assert not list(made.glob("*.safetensors"))
+    reasons = {record.reason for record in Ledger(made).records()}
+    assert len(reasons) == 1
+    assert "do not fit float16" in reasons.pop()
+    with pytest.raises(InputError, match="0 of 3 shards: some are missing, failed"):
+        Collected.open(made)
 
 
 def test_a_batch_that_the_data_does_not_fill(data, tmp_path):

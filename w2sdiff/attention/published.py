@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from w2sdiff.attention.adapter import FILE, adapter_compression, save_adapter
+from w2sdiff.attention.checkpoint import ABOUT, read_weights
 from w2sdiff.attention.compression import KVCompression
 from w2sdiff.attention.hosts.base import SLOT
 from w2sdiff.attention.names import QK_NORM, UNPLACED, depth_of, to_diffusers, to_published
 from w2sdiff.attention.patch import Patch
-from w2sdiff.attention.pickles import ABOUT, read_weights
 from w2sdiff.errors import InputError, UnsupportedError
 
 __all__ = ["Converted", "from_published", "transformer_folder", "write_published"]

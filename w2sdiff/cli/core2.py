@@ -273,8 +273,9 @@ def reflect(
     reporter = Reporter(quiet=quiet or not this.is_main, as_json=as_json and this.is_main)
     with hush_libraries(debug=debug):
         from w2sdiff.core2.data import Collected
-        from w2sdiff.core2.reflect import Progress, Training
+        from w2sdiff.core2.reflect import Progress
         from w2sdiff.core2.reflect import reflect as train
+        from w2sdiff.core2.training import Training
 
         training = Training(
             steps=steps,

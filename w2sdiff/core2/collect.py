@@ -20,7 +20,7 @@ from w2sdiff.core2.noise_model import Host
 from w2sdiff.core2.record import Recorded, Take
 from w2sdiff.core2.shard import shard_bytes
 from w2sdiff.errors import InputError
-from w2sdiff.generate import Drawn, Recipe, Shot, Studio
+from w2sdiff.generate import Drawn, Recipe, Shot, Studio, cfg_scale
 from w2sdiff.jobs import (
     Done,
     Event,
@@ -173,7 +173,10 @@ def estimate(plan: Plan, studio: Studio) -> Estimate:
     stored = plan.samples // len(plan.rows)
     size = (sizes[0] + (stored - 1) * step) * len(plan.rows) / len(few)
     studio.use(plan.model, plan.settings)
-    whole = len(plan.rows) * plan.settings.steps / (len(few) * steps)
+    # By evaluations, not by steps: of two steps W2SD reflects one, of twenty nineteen.
+    scale = cfg_scale(plan.model, plan.settings)
+    each = [recorded.cost(n, scale) for n in (plan.recipe.steps, steps)]
+    whole = len(plan.rows) * each[0] / (len(few) * each[1])
     return Estimate(plan.samples, round(size), seconds * whole)
 
 
@@ -306,7 +309,7 @@ class _Work:
 
         plan = self.plan
         read = Host.of_network(self._studio.denoiser)
-        flops = evaluation_flops(self._studio, plan, shots[0])
+        flops = evaluation_flops(self._studio, shots[0])
         scales = {take.guidance_scale for take in takes}
         return dataclasses.replace(
             read,

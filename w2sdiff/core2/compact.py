@@ -143,7 +143,7 @@ class CompactNoiseModel(NoiseModel):
         return c + (size * self.unit(c, given)).to(c.dtype)
 
     def size_at(self, given: Given, c: Tensor) -> Tensor:
-        """R at the level of a batch. Shape: [B], or [1] if all agree."""
+        """Size r of guided - c at the level of a batch. Shape: [B], or [1] if all agree."""
         if self._remembers:
             return self._level(given, c).size
         return self._size(self._log_snr(given, c))
@@ -265,7 +265,7 @@ class CompactNoiseModel(NoiseModel):
         return ratio.clamp(self.knots[0].float(), self.knots[-1].float())
 
     def _size(self, level: Tensor) -> Tensor:
-        """R at a level: linear between the measured ones, in logarithms. Shape: [B]."""
+        """Size r at a level: linear between the measured ones, in logarithms. Shape: [B]."""
         knots, sizes = self.knots.float(), self.sizes_at_knots.float()
         right = torch.searchsorted(knots, level).clamp(1, len(knots) - 1)
         left = right - 1

@@ -9,22 +9,21 @@ from w2sdiff.edits import Guidance
 from w2sdiff.methods import Plain
 
 if TYPE_CHECKING:
-    from w2sdiff.core2.collect import Plan
     from w2sdiff.generate import Shot, Studio
 
 __all__ = ["evaluation_flops"]
 
 
-def evaluation_flops(studio: Studio, plan: Plan, shot: Shot) -> float | None:
-    """Operations of one single-branch evaluation of one item, at the plan's size.
+def evaluation_flops(studio: Studio, shot: Shot) -> float | None:
+    """Operations of one single-branch evaluation of one item, at the studio's size.
 
     One step is drawn without guidance while torch counts; what else a step does is nothing to it.
     None where torch cannot count (a compiled or quantised network).
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    alone = Plain(base=Guidance(1.0))
-    studio.use(plan.model, dataclasses.replace(plan.settings, steps=1))
+    alone, settings = Plain(base=Guidance(1.0)), studio.settings
+    studio.use(studio.model, dataclasses.replace(settings, steps=1))
     try:
         studio.trace(alone, [shot])
         with FlopCounterMode(display=False) as counter:
@@ -34,4 +33,4 @@ def evaluation_flops(studio: Studio, plan: Plan, shot: Shot) -> float | None:
         network = type(studio.denoiser).__name__
         return named.get(network, 0) / evaluations or None
     finally:
-        studio.use(plan.model, plan.settings)
+        studio.use(studio.model, settings)

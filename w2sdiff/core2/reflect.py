@@ -9,110 +9,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from w2sdiff.accelerator import accelerator_of
 from w2sdiff.core2.compact import CompactNoiseModel
-from w2sdiff.core2.curves import Curves
 from w2sdiff.core2.data import Batch, Collected
 from w2sdiff.core2.noise_model import save_noise_model
 from w2sdiff.core2.sizing import calibrated, share_of, sized
+from w2sdiff.core2.training import LOSSES, Training
 from w2sdiff.core2.validate import Validation, displacement, validate
+from w2sdiff.curves import Curves
 from w2sdiff.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Loss", "Progress", "Training", "reflect"]
+__all__ = ["Progress", "reflect"]
 
-Loss = Literal["relative", "prediction", "x0"]
 _STATE = "state.pt"
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a noise model is trained.
-
-    Attributes:
-        steps: optimiser steps.
-        batch: stored steps per optimiser step, over all processes and accumulated ones.
-        lr: peak learning rate: it rises linearly over `warmup` steps, and falls with a cosine to
-            zero over the last `cooldown` (share of the steps).
-        warmup: steps.
-        cooldown: share of the steps.
-        ema: decay of the running average of the weights, which is what is validated and saved.
-        weight_decay: of AdamW.
-        loss: what is squared: the error relative to what guidance adds at the noise level
-            ("relative"), of the prediction ("prediction"), or of the x0 it implies ("x0"). All
-            three are about the displacement guided - c; they differ in how noise levels weigh.
-        cost_ratio: most operations of the model, as a share of one evaluation of the host.
-        width: of the model; None: the largest that the cost ratio allows.
-        depth: its number of blocks.
-        patch: side of the square of latents that is one of its tokens; None: twice the host's.
-        validation: share of the prompts that is held back.
-        validate_every: steps between validations.
-        accumulate: batches whose gradients are added up before a step.
-        precision: "no", "bf16" or "fp16".
-        compile: whether the training step is compiled.
-        seed: of the weights and the order of the data.
-
-    Raises:
-        InputError: a value out of range; says which.
-    """
-
-    steps: int = 10_000
-    batch: int = 256
-    lr: float = 2e-3
-    warmup: int = 200
-    cooldown: float = 0.5
-    ema: float = 0.998
-    weight_decay: float = 0.01
-    loss: Loss = "relative"
-    cost_ratio: float = 0.05
-    width: int | None = None
-    depth: int = 2
-    patch: int | None = None
-    validation: float = 0.05
-    validate_every: int = 500
-    accumulate: int = 1
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    compile: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        for name in ("steps", "batch", "validate_every", "accumulate", "depth"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is at least 1, got {getattr(self, name)}")
-        for name in ("lr", "cost_ratio"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} is a positive number, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is not negative, got {getattr(self, name)}")
-        for name in ("cooldown", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} lies in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.validation < 1:
-            raise InputError(f"the share of validation lies in (0, 1), got {self.validation}")
-        if self.loss not in get_args(Loss):
-            raise InputError(f"the loss is one of {', '.join(get_args(Loss))}, got {self.loss!r}")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise InputError(f"the precision is no, bf16 or fp16, got {self.precision!r}")
-        if self.batch % self.accumulate:
-            raise InputError(f"a batch of {self.batch} does not go into {self.accumulate} parts")
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step."""
-        rise = min(1.0, (step + 1) / max(1, self.warmup))
-        left = (self.steps - step) / max(1.0, self.cooldown * self.steps)
-        return self.lr * rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
-
-    def ema_at(self, step: int) -> float:
-        """The average's decay at a step: short at first, so that noise is soon forgotten."""
-        return min(self.ema, (1 + step) / (10 + step))
 
 
 @dataclass(frozen=True)
@@ -162,20 +79,8 @@ def reflect(
         InputError: the folder has a training of another kind, or the loss is no number any more;
             the last good weights are then in the folder.
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
     training = training or Training()
-    # It is one for the process, and would refuse another precision than an earlier training's.
-    AcceleratorState._reset_state()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=training.precision,
-            gradient_accumulation_steps=1,  # parts of a batch are added up here: `_gradients`
-            cpu=not torch.cuda.is_available(),
-        )
-    except ValueError as error:
-        raise InputError(f"--precision {training.precision}: {error}") from error
+    accelerator = accelerator_of(training.precision)
     folder.mkdir(parents=True, exist_ok=True)
     kept, held = data.split(training.validation)
     torch.manual_seed(training.seed)
@@ -218,7 +123,7 @@ class _Run:
         if training.compile:
             self.model = torch.compile(self.model)
         self.average = {n: t.detach().clone() for n, t in model.state_dict().items()}
-        self.curves = Curves(folder)
+        self.curves = Curves(folder, LOSSES, "error (1: nothing learned)")
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self._error = displacement(training.loss)
 
@@ -299,7 +204,7 @@ class _Run:
                 found = self._validate()
             if last or found or self.step % 50 == 0:
                 mean = losses / (self.step - since)
-                self.curves.add(self.step, self.seconds, mean, found)
+                self.curves.add(self.step, self.seconds, mean, found.errors if found else {})
                 on_progress(Progress(self.step, training.steps, mean, found))
                 losses, since = 0.0, self.step
             if last or found:

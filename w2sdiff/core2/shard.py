@@ -72,4 +72,12 @@ def shard_bytes(
 def _half(tensor: Tensor, rows: Tensor) -> Tensor:
     """Some rows in float16 (masks keep their kind), on the CPU."""
     chosen = tensor.detach()[rows.to(tensor.device)].cpu()
-    return chosen.half() if chosen.is_floating_point() else chosen
+    if not chosen.is_floating_point():
+        return chosen
+    half = chosen.half()
+    if not half.isfinite().all():  # the shard fails and says so; the others go on
+        raise ValueError(
+            "the numbers overflowed, or do not fit float16, in which they are stored; "
+            "try dtype float32"
+        )
+    return half

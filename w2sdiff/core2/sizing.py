@@ -12,7 +12,7 @@ from w2sdiff.core2.data import Collected
 from w2sdiff.errors import InputError
 
 if TYPE_CHECKING:
-    from w2sdiff.core2.reflect import Training
+    from w2sdiff.core2.training import Training
 
 __all__ = ["calibrated", "sized"]
 

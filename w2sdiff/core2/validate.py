@@ -13,6 +13,7 @@ from torch import Tensor
 from w2sdiff.core2.compact import CompactNoiseModel
 from w2sdiff.core2.data import Batch, Collected
 from w2sdiff.core2.noise_model import NoiseModel
+from w2sdiff.core2.training import LOSSES
 
 __all__ = ["Validation", "displacement", "explained_by", "validate"]
 
@@ -90,9 +91,7 @@ def validate(
         held: the validation part.
         device: where to compute.
     """
-    squares: dict[str, list[float]] = {
-        loss: [0.0, 0.0] for loss in ("relative", "prediction", "x0")
-    }
+    squares: dict[str, list[float]] = {loss: [0.0, 0.0] for loss in LOSSES}
     levels: dict[float, list[float]] = {}
     for whole in held.read(LIMIT):
         batch = whole.to(device)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,9 @@ from w2sdiff.core2.noise_model import FORMAT, parse_header
 from w2sdiff.core2.published import SD35, SDXL, PublishedConfig, PublishedNoiseModel
 from w2sdiff.errors import InputError
 from w2sdiff.jobs.files import reason
+from w2sdiff.pickles import first_line, load_pickle, some, tensors_of
 
 __all__ = ["load_published"]
-
-_WRAPPERS = ("state_dict", "model", "module")  # names under which training scripts put the weights
-_PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile prepend
-_SHOWN = 3  # names per complaint
 
 
 def load_published(
@@ -44,7 +39,7 @@ def load_published(
     """
     path = Path(path).expanduser()
     state, metadata = _read(path)
-    state = _unwrap(state, path.name)
+    state = tensors_of(state, path.name)
     host = "the stated configuration"
     if config is None and FORMAT in metadata:
         config, host = _config(metadata, path.name), "its own configuration"
@@ -73,34 +68,10 @@ def _read(path: Path) -> tuple[Any, Mapping[str, str]]:
         # Safetensors begin with the length of their header in eight bytes, which may look like
         # anything, and with the header, a JSON object.
         if not start.endswith(b"{") and start.startswith((b"PK", b"\x80")):
-            return _pickle(path, zipped=start.startswith(b"PK")), {}
+            return load_pickle(path), {}
         return _safetensors(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
-
-
-def _pickle(path: Path, *, zipped: bool) -> Any:
-    # Only zipped files, the form of torch since 1.6, can be mapped, and only by their path; but a
-    # path that ends so makes torch expect safetensors.
-    mmap = zipped and path.suffix != ".safetensors"
-    try:
-        with path.open("rb") as file:
-            source = path if mmap else file
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code or "function" in str(error):
-            what = f" ({code[1]})" if code else ""
-            raise InputError(
-                f"{path.name} contains code{what} and is not loaded; expected a dictionary of "
-                "tensors: save the model's state_dict()"
-            ) from error
-        raise InputError(f"{path.name} is damaged or no checkpoint: {_first(error)}") from error
-    # Damaged bytes raise whatever the place they are in leads to.
-    except Exception as error:
-        raise InputError(
-            f"{path.name} is damaged, cut off or no checkpoint: {_first(error)}"
-        ) from error
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
@@ -112,36 +83,8 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
             return state, file.metadata() or {}
     except SafetensorError as error:
         raise InputError(
-            f"{path.name} is damaged, cut off or no checkpoint: {_first(error)}"
+            f"{path.name} is damaged, cut off or no checkpoint: {first_line(error)}"
         ) from error
-
-
-def _first(error: Exception) -> str:
-    """The first line of a message; torch goes on for a screen."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _unwrap(state: Any, name: str) -> dict[str, Tensor]:
-    while isinstance(state, Mapping):
-        inner = next((state[w] for w in _WRAPPERS if isinstance(state.get(w), Mapping)), None)
-        if inner is None:
-            break
-        state = inner
-    if not isinstance(state, Mapping) or not state:
-        raise InputError(f"{name} holds no dictionary of tensors")
-    wrong = [
-        str(key)
-        for key, value in state.items()
-        if not isinstance(key, str)
-        or not isinstance(value, Tensor)
-        or not value.dtype.is_floating_point
-    ]
-    if wrong:
-        raise InputError(f"{name} holds other things than weights: {_some(wrong)}")
-    tensors = dict(state)
-    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
 
 
 def _config(metadata: Mapping[str, str], name: str) -> PublishedConfig:
@@ -165,11 +108,6 @@ def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], intro:
         "unexpected": [key for key in found if key not in expected],
         "of another shape": shapes,
     }
-    texts = [f"{len(c)} {kind} ({_some(c)})" for kind, c in complaints.items() if c]
+    texts = [f"{len(c)} {kind} ({some(c)})" for kind, c in complaints.items() if c]
     if texts:
         raise InputError(f"{intro}: of {len(expected)} tensors, {'; '.join(texts)}")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from w2sdiff.accelerator import accelerator_of
 from w2sdiff.attention import save_adapter
+from w2sdiff.curves import Curves
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.highres.changes import Parts, Setup
-from w2sdiff.highres.curves import Curves
 from w2sdiff.highres.data import Batch, Encoded, Source, encode
 from w2sdiff.highres.optimisers import build_optimiser, check_optimiser
 
@@ -170,16 +171,10 @@ def tune(
         >>> file.name
         'kv_adapter.safetensors'
     """
-    from accelerate import Accelerator
-
     tuning = tuning or Tuning()
     if tuning.only_adapter and setup.compression is None:
         raise InputError("only_adapter trains compressors, and nothing is compressed.")
-    accelerator = Accelerator(
-        mixed_precision=tuning.precision,
-        gradient_accumulation_steps=1,  # parts of a batch are added up here: `_gradients`
-        cpu=not torch.cuda.is_available(),
-    )
+    accelerator = accelerator_of(tuning.precision)
     folder.mkdir(parents=True, exist_ok=True)
     parts = setup.build()
     decides = {"setup": setup.to_json(), "data": source.to_json()}
@@ -266,7 +261,7 @@ class _Run:
         if len(data) - held < 1:
             raise InputError(f"{len(data)} pictures are too few: one is held back to validate.")
         self.kept = len(data) - held  # the first ones are trained on
-        self.curves = Curves(folder)
+        self.curves = Curves(folder, ["validation"], "squared error of the prediction")
         self.step, self.seconds = 0, 0.0
 
     # ---- around the steps
@@ -366,7 +361,9 @@ class _Run:
         self, on_progress: Callable[[Progress], None], loss: float | None, error: float | None
     ) -> None:
         if self.accelerator.is_main_process:
-            self.curves.add(self.step, self.seconds, loss, error)
+            self.curves.add(
+                self.step, self.seconds, loss, {} if error is None else {"validation": error}
+            )
         on_progress(Progress(self.step, self.tuning.steps, loss, error))
 
     def _gradients(self) -> float:
