@@ -30,7 +30,7 @@ FLOORS = [
     {"drivers"},
     {"custom", "generate"},
     {"core2"},
-    {"bench", "highres"},
+    {"bench", "highres", "testing"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,189 @@
+"""The parts of a tiny pipeline: text encoders, byte-level tokenizers, VAEs, with random weights.
+
+*Every* parameter is given a non-trivial value: diffusers zero-initialises output layers and gives
+norms the identity, and on such a network guidance, prompts and LoRAs would do nothing, so that a
+test could not fail.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = [
+    "SD_NOISE",
+    "byte_symbols",
+    "clip_encoder",
+    "clip_tokenizer",
+    "private_randomness",
+    "randomise",
+    "t5_encoder",
+    "t5_tokenizer",
+    "unet",
+    "vae",
+]
+
+SD_NOISE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def private_randomness(seed: int) -> Iterator[None]:
+    """Draw from a seed of its own, and leave torch's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def randomise(module: nn.Module, seed: int, gain: float = 1.0) -> nn.Module:
+    """Give every parameter a value: matrices keep their input's variance, norms do something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float32)
+            if p.ndim >= 2:
+                fan_in = p[0].numel()
+                embeds = "embedding" in name or "shared" in name
+                p.copy_(noise if embeds else gain * noise * fan_in**-0.5)
+            elif name.endswith("weight"):
+                p.copy_(1 + 0.2 * noise)
+            else:
+                p.copy_(0.1 * noise)
+    return module.eval()
+
+
+# --- tokenizers and text encoders -----------------------------------------------------------------
+
+
+@cache
+def byte_symbols() -> tuple[str, ...]:
+    """The symbols that stand for the 256 bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return tuple(sorted(ByteLevel.alphabet()))
+
+
+@cache
+def _clip_tokenizer_folder() -> tempfile.TemporaryDirectory[str]:
+    """A byte-level CLIP vocabulary, as a checkpoint's files: kept until the interpreter ends."""
+    folder = tempfile.TemporaryDirectory(prefix="tiny-clip-")
+    symbols = [*byte_symbols(), *(s + "</w>" for s in byte_symbols())]
+    vocab = {s: i for i, s in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
+    path = Path(folder.name)
+    (path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (path / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    (path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}), encoding="utf-8"
+    )
+    return folder
+
+
+def clip_tokenizer() -> Any:
+    """A real CLIPTokenizer over single bytes."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(_clip_tokenizer_folder().name)
+
+
+def t5_tokenizer() -> Any:
+    """A byte-level tokenizer with T5's special tokens and its closing ``</s>``."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {s: i for i, s in enumerate(["<pad>", "</s>", "<unk>", *byte_symbols()])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
+    )
+
+
+def clip_encoder(seed: int, width: int = 32, *, projected: bool = False) -> Any:
+    """A two-layer CLIP text encoder whose end token is the byte tokenizer's."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+    return randomise((CLIPTextModelWithProjection if projected else CLIPTextModel)(config), seed)
+
+
+def t5_encoder(seed: int, width: int = 32) -> Any:
+    """A two-layer T5 encoder over the byte tokenizer."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=3 + len(byte_symbols()),
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+    )
+    return randomise(T5EncoderModel(config), seed)
+
+
+def vae(seed: int, latent_channels: int = 4, *, flow: bool = False) -> Any:
+    """A two-level AutoencoderKL (factor 2); `flow`: with a shift, without quantising convolutions."""
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=latent_channels,
+        norm_num_groups=2,
+        use_quant_conv=not flow,
+        use_post_quant_conv=not flow,
+        shift_factor=0.05 if flow else None,
+        scaling_factor=1.5 if flow else 0.18215,
+    )
+    return randomise(model, seed)
+
+
+def unet(seed: int, **settings: Any) -> Any:
+    """A two-level UNet2DConditionModel; `settings` win."""
+    from diffusers import UNet2DConditionModel
+
+    common: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    return randomise(UNet2DConditionModel(**common | settings), seed)

@@ -1,0 +1,112 @@
+"""`Variant`: one way to use one pipeline class, built tiny; `VARIANTS`: the table of them.
+
+A file in `w2sdiff/testing/pipelines/` that adds a row to `VARIANTS` is all it takes: the contract
+tests and `benchmarks/families.py` go over the table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2sdiff.testing.parts import private_randomness
+
+__all__ = ["NEGATIVE", "PROMPT", "VARIANTS", "Variant", "variants"]
+
+PROMPT = "a red circle left of a blue square"
+NEGATIVE = "blurry"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to use one pipeline class.
+
+    Attributes:
+        name: "sdxl", "sdxl-inpaint-9", ...
+        family: what it is a variant of, as in `w2sdiff list families`.
+        make: seed -> the pipeline, in float32, on the CPU.
+        arguments: seed -> what it is called with besides steps and generator; latents come out.
+        denoiser: attribute of the pipeline that holds the network.
+        guidance: name of the argument with the scale; None: it runs without guidance.
+        calls: of the network per step.
+        evaluations: single-branch ones per step.
+        steps: name of the argument with the number of steps.
+        output: attribute of what a call returns.
+        since: first diffusers release that has the class, "0.38" being the oldest supported.
+        replay: facts for the independent oracle of the tests; empty: it does not apply, or not yet.
+    """
+
+    name: str
+    family: str
+    make: Callable[[int], Any]
+    arguments: Callable[[int], Mapping[str, Any]]
+    denoiser: str = "transformer"
+    guidance: str | None = "guidance_scale"
+    calls: int = 1
+    evaluations: int = 2
+    steps: str = "num_inference_steps"
+    output: str = "images"
+    since: str = "0.38"
+    replay: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+        """The pipeline; the same weights for the same seed, whatever was drawn before."""
+        with private_randomness(seed):
+            pipe = self.make(seed)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(dtype) if dtype != torch.float32 else pipe
+
+    def call(self, *, steps: int = 4, seed: int = 0, **changes: Any) -> dict[str, Any]:
+        """Arguments of a fast, deterministic call; `changes` win."""
+        generator = torch.Generator().manual_seed(seed)
+        common = {self.steps: steps, "generator": generator}
+        with private_randomness(seed):
+            return {**common, **self.arguments(seed), **changes}
+
+    @torch.no_grad()
+    def latents(self, pipe: Any, **changes: Any) -> Tensor:
+        """The latents of one call."""
+        found: Tensor = getattr(pipe(**self.call(**changes)), self.output)
+        return found
+
+    def network(self, pipe: Any) -> nn.Module:
+        """The denoiser of a pipeline."""
+        found: nn.Module = getattr(pipe, self.denoiser)
+        return found
+
+
+VARIANTS: dict[str, Variant] = {}
+
+
+def add(*rows: Variant) -> None:
+    """Add rows to the table."""
+    for row in rows:
+        assert row.name not in VARIANTS, row.name
+        VARIANTS[row.name] = row
+
+
+@cache
+def _fill() -> None:
+    from w2sdiff.testing import pipelines
+
+    for module in pkgutil.iter_modules(pipelines.__path__):
+        importlib.import_module(f"{pipelines.__name__}.{module.name}")
+
+
+def variants(families: Sequence[str] = ()) -> list[Variant]:
+    """The rows of some families, or of all, in the order of their names' files.
+
+    Example:
+        >>> from w2sdiff.testing import variants
+        >>> "sdxl" in [variant.name for variant in variants()]
+        True
+    """
+    _fill()
+    return [row for row in VARIANTS.values() if not families or row.family in families]
