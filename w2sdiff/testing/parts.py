@@ -157,7 +157,7 @@ def t5_encoder(seed: int, width: int = 32) -> Any:
 
 
 def vae(seed: int, latent_channels: int = 4, *, flow: bool = False) -> Any:
-    """A two-level AutoencoderKL (factor 2); `flow`: with a shift, without quantising convolutions."""
+    """A two-level AutoencoderKL (factor 2); `flow`: a shift, and no quantising convolutions."""
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL(
