@@ -12,8 +12,9 @@ import json
 
 import pytest
 import torch
-from replay import Role, replay
 from safetensors.torch import load_file
+
+from w2sdiff.testing.replay import Role, replay
 
 CASES = ("cfg_10", "lora_10", "both_10", "both_50")
 TOLERANCE = 2e-4  # the latents reach 30 to 70

@@ -10,7 +10,6 @@ import tiny
 import torch
 from model_folders import model_folder
 from noise_models import close
-from replay import remix
 
 from w2sdiff import W2SD, Guidance, InputError, Plain, UnsupportedError
 from w2sdiff.core2.collect import MANIFEST, Keep, Plan, collect, estimate
@@ -19,6 +18,7 @@ from w2sdiff.core2.data import Collected
 from w2sdiff.generate import Settings, Studio, find_model
 from w2sdiff.prompts import PromptRow, load_set
 from w2sdiff.scorers import parse_scorer
+from w2sdiff.testing.replay import remix
 
 TEXTS = ["a red circle", "a cat", "two blue squares", "a green triangle", "a dog"]
 SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "sd3")]

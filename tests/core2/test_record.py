@@ -6,13 +6,13 @@ import pytest
 import tiny
 import torch
 from noise_models import Scaled, close
-from replay import remix
 
 from w2sdiff import W2SD, AutoGuidance, Guidance, Lora, Plain, UnsupportedError, Window, attach
 from w2sdiff.core2 import NoiseModel
 from w2sdiff.core2.record import Recorded
 from w2sdiff.edits import LearnedGuidance
 from w2sdiff.methods import Core2
+from w2sdiff.testing.replay import remix
 
 STEPS = 4
 METHODS = {

@@ -9,12 +9,12 @@ import pytest
 import tiny
 import torch
 from noise_models import GUIDED, TWO_CALLS, Exact, Scaled, close, probed, rescaled
-from replay import Role, remix, replay
 from torch import nn
 
 from w2sdiff import W2SD, Checkpoint, Guidance, Lora, Plain, UnsupportedError, attach
 from w2sdiff.edits import LearnedGuidance
 from w2sdiff.methods import Core2, StaleGuidance, ZCore2
+from w2sdiff.testing.replay import Role, remix, replay
 
 STEPS = 4
 SCALE = {"sd3": 4.0, "flux-true-cfg": 4.0}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from replay import Role, replay
 
 from w2sdiff import W2SD, AutoGuidance, Checkpoint, Guidance, Lora, Prompt, Window, ZigZag, attach
+from w2sdiff.testing.replay import Role, replay
 
 OTHER = "a small green triangle"
 WITH_LORA = [family for family in tiny.FAMILIES if family != "pixart"]  # diffusers loads none there

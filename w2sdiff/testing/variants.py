@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -40,7 +40,6 @@ class Variant:
         steps: name of the argument with the number of steps.
         output: attribute of what a call returns.
         since: first diffusers release that has the class, "0.38" being the oldest supported.
-        replay: facts for the independent oracle of the tests; empty: it does not apply, or not yet.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Variant:
     steps: str = "num_inference_steps"
     output: str = "images"
     since: str = "0.38"
-    replay: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
         """The pipeline; the same weights for the same seed, whatever was drawn before."""

@@ -8,8 +8,8 @@ Guidance is recombined by hand per family, LoRA weights go through diffusers' pu
 the noise levels are derived here from the schedulers' tables. Nothing of w2sdiff is imported. Where
 both mechanisms agree, neither is wrong by itself.
 
-It is exact, slow and narrow: text to image, one denoiser call per step or one per branch, no
-ControlNet.
+It is exact, slow and narrow: one denoiser call per step or one per branch, no ControlNet.
+`FAMILIES` has its facts for each variant of `w2sdiff.testing` that it applies to.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 Kind = Literal["vp", "ve", "flow"]
+Layout = Literal["uncond first, one call", "cond first, two calls", "none"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class Family:
 
     denoiser: str
     sample: str  # the argument of the denoiser that holds the latents
-    layout: Literal["uncond first, one call", "cond first, two calls", "none"]
+    layout: Layout
     conditioning: tuple[str, ...]  # the arguments that another prompt changes
     learned_sigma: bool = False
     embedded_guidance: bool = False
 
 
-_UNET = "uncond first, one call"
+_UNET: Layout = "uncond first, one call"
 FAMILIES = {
     "sd": Family("unet", "sample", _UNET, ("encoder_hidden_states",)),
     "sdxl": Family("unet", "sample", _UNET, ("encoder_hidden_states", "added_cond_kwargs")),
@@ -109,14 +110,12 @@ class Grid:
         return cos * (x / r) - sin * m, sin * (x / r) + cos * m
 
     def move(self, x: Tensor, prediction: Tensor, *, at: int, to: int) -> Tensor:
-        """x carried from one level to another along (x0, noise)."""
+        """X carried from one level to another along (x0, noise)."""
         x0, noise = self.split(x, prediction, at)
         return (self.alpha[to] * x0 + self.sigma[to] * noise).to(x.dtype)
 
     def network_input(self, x: Tensor, at: int) -> Tensor:
-        """What the network is shown for x: sigma-type latents are scaled to unit variance *at their
-        own level*.
-        """
+        """What the network is shown for x: scaled to unit variance *at its own level*, if VE."""
         return x / math.sqrt(self.sigma[at] ** 2 + 1) if self.kind == "ve" else x
 
 
@@ -170,12 +169,18 @@ def replay(
     """The final latents of `method` on ``pipe(**call)``.
 
     Args:
-        pipe: A tiny pipeline; it is left as it was. family: A key of `FAMILIES`. call: The
-        arguments of the call; a generator in it is used up. strong, weak, base: The roles. method:
-        W2SD, or AutoGuidance as ``lerp(weak, strong, scale)``, or ``base + (scale - 1) * (strong -
-        weak)``. times: Reflections per step. scale: AutoGuidance's scale. reference: Invert with
-        the published code's coefficients, one level off. reflect: Which of the n steps are
-        reflected.
+        pipe: a tiny pipeline; it is left as it was.
+        family: a key of `FAMILIES`.
+        call: the arguments of the call; a generator in it is used up.
+        strong: the role that steps down.
+        weak: the role that inverts.
+        base: the role of the real step.
+        method: W2SD, or AutoGuidance as ``lerp(weak, strong, scale)``, or
+            ``base + (scale - 1) * (strong - weak)``.
+        times: reflections per step.
+        scale: AutoGuidance's scale.
+        reference: invert with the published code's coefficients, one level off.
+        reflect: which of the n steps are reflected.
     """
     spec = FAMILIES[family]
     others = {
@@ -183,7 +188,7 @@ def replay(
     }
     wrapped = _Wrapped(pipe, spec, call, others)
 
-    def step(x: Tensor, i: int, n: int, levels: Grid, as_called: Tensor) -> tuple[Tensor, Tensor]:
+    def step(x: Tensor, i: int, n: int, levels: Grid, _as_called: Tensor) -> tuple[Tensor, Tensor]:
         if method == "autoguidance":
             return x, torch.lerp(wrapped.ask(weak, x, i), wrapped.ask(strong, x, i), scale)
         if method == "autoguidance with base":
@@ -199,7 +204,8 @@ def replay(
         return x, wrapped.ask(base, x, i)
 
     with wrapped.installed(step), torch.no_grad():
-        return pipe(**call).images
+        found: Tensor = pipe(**call).images
+        return found
 
 
 def remix(
@@ -211,7 +217,9 @@ def remix(
     """The final latents of ``pipe(**call)`` with another formula in the place of its guidance.
 
     Args:
-        pipe, family, call: as in `replay`.
+        pipe: as in `replay`.
+        family: as in `replay`.
+        call: as in `replay`.
         mix: (conditional prediction, unconditional one, step, number of steps) -> the prediction
             that is stepped with; without a learned variance.
     """
@@ -221,7 +229,8 @@ def remix(
         return x, mix(*wrapped.halves(wrapped.answers), i, n)
 
     with wrapped.installed(step), torch.no_grad():
-        return pipe(**call).images
+        found: Tensor = pipe(**call).images
+        return found
 
 
 class _Wrapped:
@@ -309,7 +318,7 @@ class _Wrapped:
         else:
             u, c = outputs[0].chunk(2)
         keep = (lambda t: t.chunk(2, dim=1)[0]) if self.spec.learned_sigma else (lambda t: t)
-        return keep(c), keep(u)
+        return keep(c), keep(u)  # type: ignore[no-untyped-call]
 
     def combine(self, outputs: list[Tensor], guidance: float) -> Tensor:
         """Classifier-free guidance by hand."""
@@ -354,9 +363,7 @@ class _CapturedError(Exception):
 def _conditioning(
     pipe: Any, spec: Family, call: Mapping[str, Any], prompt: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The denoiser arguments of the first step of the same call with another prompt, one entry per
-    denoiser call.
-    """
+    """The denoiser arguments of a call's first step with another prompt, one entry per branch."""
     denoiser, seen = getattr(pipe, spec.denoiser), []
     signature, forward = inspect.signature(denoiser.forward), denoiser.forward
 
