@@ -250,10 +250,11 @@ class Run:
             kwargs = {**kwargs, "model_output": prediction}
         else:
             args = (prediction, *args[1:])
+        # Some cast what they step with (modular Wan in bfloat16, diffusers 0.42).
         if "sample" in kwargs:
-            kwargs = {**kwargs, "sample": x}
+            kwargs = {**kwargs, "sample": x.to(kwargs["sample"].dtype)}
         else:
-            args = (*args[:-1], x)
+            args = (*args[:-1], x.to(args[-1].dtype))
         result = scheduler.step(*args, **kwargs)
         after = result[0] if isinstance(result, tuple) else result.prev_sample
         self.stats.record_step(self._step.x, x, after)
