@@ -81,8 +81,10 @@ class Host:
             if self.guidance is not None:
                 del call["guidance_scale"]
             found = pipe(**call, output="latents")
-            packs = isinstance(pipe, diffusers.FluxModularPipeline)
-            return diffusers.FluxPipeline._pack_latents(found, *found.shape) if packs else found
+            if isinstance(pipe, diffusers.FluxModularPipeline) and found.ndim == 4:
+                # Unpacked in its core since diffusers 0.39.
+                return diffusers.FluxPipeline._pack_latents(found, *found.shape)
+            return found
         with torch.no_grad():
             output = pipe(**call)
         return output[0]
