@@ -6,8 +6,9 @@ listed: `attach(pipe, method, family=Family("uc", from_pipe))`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Layout = Literal["uc", "cu", "two"]
@@ -32,6 +33,10 @@ class Family:
             in u + scale (c - u); None while it runs without an unconditional half.
         rescale: the same, for the strength of a rescaling by the conditional prediction; 0 where
             there is none.
+        doubled: the latents that go through `scheduler.step` hold both branches while guidance is
+            on, as DiT's do.
+        axes: arguments of the network that are not batched on their first axis with one entry per
+            item and branch: the axis along which their two halves lie, None if they have none.
 
     Example:
         >>> Family("uc", lambda pipe, frame: frame["guidance_scale"]).layout
@@ -41,6 +46,8 @@ class Family:
     layout: Layout
     scale: Scale
     rescale: Callable[[Any, Frame], float] = no_rescale
+    doubled: bool = False
+    axes: Mapping[str, int | None] = field(default_factory=dict)
 
 
 def from_pipe(pipe: Any, frame: Frame) -> float | None:
@@ -65,10 +72,94 @@ def _guidance_rescale(pipe: Any, frame: Frame) -> float:
     return float(getattr(pipe, "guidance_rescale", 0.0) or 0.0)
 
 
+def local_scale(pipe: Any, frame: Frame) -> float | None:
+    """Scale of a pipeline that keeps it in a local variable, and whether it guides in a property.
+
+    HunyuanDiT, Sana, AnimateDiff.
+    """
+    return float(frame["guidance_scale"]) if pipe.do_classifier_free_guidance else None
+
+
+def _local_rescale(pipe: Any, frame: Frame) -> float:
+    del pipe
+    return float(frame["guidance_rescale"])
+
+
+def _always_rescaled(pipe: Any, frame: Frame) -> float:
+    """Qwen-Image gives the mix the norm of the conditional prediction, token by token."""
+    del pipe, frame
+    return 1.0
+
+
+def _dit(pipe: Any, frame: Frame) -> float | None:
+    del pipe
+    return float(frame["guidance_scale"]) if frame["guidance_scale"] > 1 else None
+
+
+def _z_image(pipe: Any, frame: Frame) -> float | None:
+    """Its own scale s means c + s (c - u), which is u + (1 + s) (c - u).
+
+    `cfg_truncation` ends guidance at steps past a time: the same comparison as in the loop
+    (diffusers 0.42).
+    """
+    times = frame["_precomputed_t_norms"]
+    truncated = times is not None and times[frame["i"]] > pipe._cfg_truncation
+    guided = pipe.do_classifier_free_guidance and not truncated
+    return 1 + float(pipe.guidance_scale) if guided else None
+
+
+def _z_image_norm(pipe: Any, frame: Frame) -> float:
+    del frame
+    return float(pipe._cfg_normalization or 0)
+
+
+def _wan(pipe: Any, frame: Frame) -> float | None:
+    """Wan 2.2 goes over to `transformer_2` and `guidance_scale_2` at the boundary."""
+    if not pipe.do_classifier_free_guidance:
+        return None
+    boundary = frame["boundary_timestep"]
+    noisy = boundary is None or frame["t"] >= boundary
+    return float(frame["guidance_scale" if noisy else "guidance_scale_2"])
+
+
+def _cogvideox(pipe: Any, frame: Frame) -> float | None:
+    """With `use_dynamic_cfg` the loop sets the step's scale after the network has been called.
+
+    So it is not yet there when we need it: the same formula as in the loop (diffusers 0.42).
+    """
+    if not frame["do_classifier_free_guidance"]:
+        return None
+    if not frame["use_dynamic_cfg"]:
+        return float(pipe.guidance_scale)
+    n = frame["num_inference_steps"]
+    phase = math.pi * ((n - frame["t"].item()) / n) ** 5.0
+    return 1 + float(frame["guidance_scale"]) * (1 - math.cos(phase)) / 2
+
+
 STABLE_DIFFUSION = Family("uc", from_pipe, _guidance_rescale)
 STABLE_DIFFUSION_3 = Family("uc", from_pipe)
 PIXART = Family("uc", from_frame)
 FLUX = Family("two", _true_cfg)
+HUNYUAN_DIT = Family("uc", local_scale, _local_rescale, axes={"image_rotary_emb": None})
+DIT = Family("cu", _dit, doubled=True)
+SANA = Family("uc", local_scale)
+QWEN_IMAGE = Family("two", _true_cfg, _always_rescaled)
+Z_IMAGE = Family("cu", _z_image, _z_image_norm)
+HIDREAM = Family("uc", from_pipe, axes={"encoder_hidden_states_llama3": 1})
+# The words and ControlNet's residuals are repeated for every frame: [2 B F, ...].
+ANIMATEDIFF = Family(
+    "uc",
+    local_scale,
+    axes={
+        "encoder_hidden_states": 0,
+        "down_block_additional_residuals": 0,
+        "mid_block_additional_residual": 0,
+    },
+)
+ANIMATEDIFF_XL = replace(ANIMATEDIFF, scale=from_pipe, rescale=_guidance_rescale)
+WAN = Family("two", _wan)
+COGVIDEOX = Family("uc", _cogvideox, axes={"image_rotary_emb": None})
+LTX = Family("uc", from_pipe, _guidance_rescale)
 
 # By the name of the class (or of one it derives from): importing the classes themselves would
 # import every pipeline.
@@ -87,6 +178,18 @@ FAMILIES: dict[str, Family] = {
     "FluxInpaintPipeline": FLUX,
     "PixArtAlphaPipeline": PIXART,
     "PixArtSigmaPipeline": PIXART,
+    "HunyuanDiTPipeline": HUNYUAN_DIT,
+    "DiTPipeline": DIT,
+    "SanaPipeline": SANA,
+    "QwenImagePipeline": QWEN_IMAGE,
+    "ZImagePipeline": Z_IMAGE,
+    "HiDreamImagePipeline": HIDREAM,
+    "AnimateDiffPipeline": ANIMATEDIFF,
+    "AnimateDiffSDXLPipeline": ANIMATEDIFF_XL,
+    "WanPipeline": WAN,
+    "WanImageToVideoPipeline": WAN,
+    "CogVideoXPipeline": COGVIDEOX,
+    "LTXPipeline": LTX,
 }
 
 

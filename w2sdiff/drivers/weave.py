@@ -59,6 +59,8 @@ RANDOM = {
     "randint",
     "bernoulli",
 }
+# Latents that hold one half twice stay what they are (DiT).
+TWICE = ("half = {x}[:len({x}) // 2]", "{x} = torch.cat([half, half], dim=0)")
 
 _woven: weakref.WeakKeyDictionary[type, Woven] = weakref.WeakKeyDictionary()
 
@@ -70,10 +72,15 @@ class Woven:
     Attributes:
         function: takes what the original takes; reads the run from the pipeline's `_w2sdiff_run`.
         inputs: local variables that A reads and does not set: there the prompt's embeddings are.
+        timestep: the loop's variable for t.
+        scales_latents: A steps with latents that `scale_model_input` has scaled (DiT), which is
+            right for schedulers alone that do not scale.
     """
 
     function: Callable[..., Any]
     inputs: tuple[str, ...]
+    timestep: str
+    scales_latents: bool
 
 
 class NotALoop(Exception):  # noqa: N818
@@ -112,13 +119,18 @@ def _weave(owner: type) -> Woven:
     loop = _find_loop(owner, function)
     refuse = _Refusal(owner, original)
     _check_function(original, function, refuse)
+    _check_loop(function, loop, refuse)
     cut = _statement_with_step(loop, refuse)
     again, after = loop.body[: cut + 1], loop.body[cut + 1 :]
-    latents = _latents(again[-1], refuse)
-    _check_repeatable(again, latents, _set_outside(function, loop), refuse)
+    _check_random(owner, again, refuse)
+    latents, history = _latents(again[-1], refuse)
+    _check_repeatable(again, latents, history, _set_outside(function, loop), refuse)
+    _check_memory(function, again, refuse)
+    _check_sigmas(again, latents, refuse)
     inputs = _inputs(again, loop, latents, _stored(function) | _parameters(function))
     _rewrite(function, loop, again, after, latents, inputs, refuse)
-    return Woven(_compile(tree, original), inputs)
+    scales = any(_is_scaled(node, latents) for part in again for node in ast.walk(part))
+    return Woven(_compile(tree, original), inputs, _timestep_name(loop, refuse), scales)
 
 
 # ---- reading the source
@@ -152,6 +164,14 @@ def _find_loop(owner: type, function: ast.FunctionDef) -> ast.For:
         if not any(other is not loop and other in loops for other in ast.walk(loop))
     ]
     if not inner:
+        for call in ast.walk(function):
+            # SkyReels-V2's diffusion forcing: every frame has a scheduler and a level of its own.
+            if isinstance(call, ast.Call) and _is_one_of_many_schedulers(call.func):
+                raise UnsupportedError(
+                    f"{owner.__name__}.__call__ cannot be woven: it steps several schedulers in one "
+                    "loop (diffusion forcing), so that its latents are at several noise levels at "
+                    f"once (line {call.lineno})."
+                )
         raise NotALoop
     if len(inner) > 1:
         lines = ", ".join(str(loop.lineno) for loop in inner)
@@ -174,6 +194,12 @@ def _is_scheduler_method(func: ast.expr, method: str | None = None) -> bool:
     return ast.unparse(func.value).endswith("scheduler")
 
 
+def _is_one_of_many_schedulers(func: ast.expr) -> bool:
+    """`schedulers[i].step`."""
+    many = isinstance(func, ast.Attribute) and func.attr == "step"
+    return many and isinstance(func.value, ast.Subscript) and "scheduler" in ast.unparse(func.value)
+
+
 def _statement_with_step(loop: ast.For, refuse: _Refusal) -> int:
     holders = [index for index, statement in enumerate(loop.body) if any(_steps(statement))]
     if len(holders) != 1:
@@ -181,9 +207,13 @@ def _statement_with_step(loop: ast.For, refuse: _Refusal) -> int:
     return holders[0]
 
 
-def _latents(statement: ast.stmt, refuse: _Refusal) -> str:
-    """Name of the variable that `latents = scheduler.step(..., latents)[0]` reads and writes."""
-    names = set()
+def _latents(statement: ast.stmt, refuse: _Refusal) -> tuple[str, set[str]]:
+    """Name of the variable that `latents = scheduler.step(..., latents)[0]` reads and writes.
+
+    CogVideoX's DPM has `latents, old = scheduler.step(noise, old, ..., latents)`: the names of what
+    else is given and written are the second result.
+    """
+    names, history = set(), set()
     for call in _steps(statement):
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         sample = keywords.get("sample", call.args[-1] if call.args else None)
@@ -191,13 +221,24 @@ def _latents(statement: ast.stmt, refuse: _Refusal) -> str:
             why = "what scheduler.step receives is not a plain variable (it is sliced or unpacked)"
             raise refuse(call, why)
         assign = _tail_assignment(statement, call)
-        if assign is None or [ast.unparse(target) for target in assign.targets] != [sample.id]:
-            form = f"{sample.id} = scheduler.step(..., {sample.id})"
-            raise refuse(call, f"the step is not of the form `{form}`")
+        target = assign.targets[0] if assign is not None and len(assign.targets) == 1 else None
+        several = isinstance(target, ast.Tuple) and assign is not None and assign.value is call
+        written = [ast.unparse(part) for part in _parts(target)]
+        if written[:1] != [sample.id] or (len(written) > 1 and not several):
+            form = f"{', '.join(written)} = scheduler.step(..., {sample.id})"
+            why = f"it steps a part or another form of the latents (`{form}`)"
+            raise refuse(call, why)
         names.add(sample.id)
+        history.update(set(written[1:]) & _loaded(call))
     if len(names) != 1:
         raise refuse(statement, "scheduler.step is applied to different variables")
-    return names.pop()
+    return names.pop(), history
+
+
+def _parts(target: ast.expr | None) -> list[ast.expr]:
+    if target is None:
+        return []
+    return target.elts if isinstance(target, ast.Tuple) else [target]
 
 
 def _tail_assignment(statement: ast.stmt, call: ast.Call) -> ast.Assign | None:
@@ -240,31 +281,149 @@ def _check_function(original: Any, function: ast.FunctionDef, refuse: _Refusal) 
             raise refuse(node, "it is a generator or a coroutine")
 
 
+def _check_loop(function: ast.FunctionDef, loop: ast.For, refuse: _Refusal) -> None:
+    """One loop over timesteps, one scheduler, whose state the loop leaves to `step`."""
+    outer = [node for node in ast.walk(function) if isinstance(node, ast.For) and node is not loop]
+    around = [node for node in outer if any(part is loop for part in ast.walk(node))]
+    if not _timesteps_in(loop) and any(map(_timesteps_in, around)):
+        over = ast.unparse(loop.iter)
+        raise refuse(loop, f"it steps parts of the latents one by one, such as views (`{over}`)")
+    _timestep_name(loop, refuse)
+    steps = [call.func for call in _steps(loop)]
+    schedulers = {ast.unparse(func.value) for func in steps if isinstance(func, ast.Attribute)}
+    if len(schedulers) > 1:
+        names = ", ".join(sorted(schedulers))
+        raise refuse(loop, f"it steps several schedulers in one loop ({names})")
+    for node in ast.walk(loop):
+        stores = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        sets = (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and _is_scheduler_method(node.func)
+            and node.func.attr.startswith("set_")
+        )
+        if sets or (stores and "scheduler" in ast.unparse(node)):
+            raise refuse(node, "it changes the scheduler before or beside scheduler.step")
+
+
 def _check_repeatable(
-    again: list[ast.stmt], latents: str, initialised: set[str], refuse: _Refusal
+    again: list[ast.stmt],
+    latents: str,
+    history: set[str],
+    initialised: set[str],
+    refuse: _Refusal,
 ) -> None:
     """Refuse whatever would come out differently when A runs more than once per step."""
     for statement in again:
         for node in ast.walk(statement):
-            if isinstance(node, ast.Call) and _name_of(node.func) in RANDOM:
-                raise refuse(node, "it draws random numbers before scheduler.step")
-            if isinstance(node, ast.Call) and _is_scheduler_method(node.func):
-                assert isinstance(node.func, ast.Attribute)
-                if node.func.attr.startswith("set_"):
-                    raise refuse(node, "it changes the scheduler before scheduler.step")
-            stores = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-            if stores and "scheduler" in ast.unparse(node):
-                raise refuse(node, "it changes the scheduler before scheduler.step")
             if isinstance(node, ast.Return):
                 raise refuse(node, "it returns from inside the loop")
-    nodes = [node for statement in again for node in ast.walk(statement)]
-    names = [node for node in nodes if isinstance(node, ast.Name) and node.id == latents]
-    sets = [name for name in names if isinstance(name.ctx, ast.Store)]
-    if len(sets) != len(list(_steps(again[-1]))):
-        raise refuse(sets[0], f"it rebinds {latents!r}, which scheduler.step receives")
-    carried = _carried(again, initialised) - {latents}
+            if isinstance(node, ast.Subscript | ast.AugAssign) and _writes_into(node, latents):
+                raise refuse(node, f"it writes into {latents!r}, which scheduler.step receives")
+    rebinds = [
+        node
+        for statement in again
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and node.id == latents and isinstance(node.ctx, ast.Store)
+    ]
+    steps, harmless = len(list(_steps(again[-1]))), _harmless(again, latents)
+    if len(rebinds) != steps + harmless:
+        raise refuse(rebinds[0], f"it rebinds {latents!r}, which scheduler.step receives")
+    carried = _carried(again, initialised) - {latents} - history
     if carried:
         raise refuse(again[0], f"it carries {sorted(carried)} from one step to the next")
+
+
+def _draws(call: ast.Call) -> bool:
+    """A call that draws random numbers, by its name or because it is given a generator."""
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    names = {argument.id for argument in given if isinstance(argument, ast.Name)}
+    steps = _is_scheduler_method(call.func, "step")
+    return _name_of(call.func) in RANDOM or ("generator" in names and not steps)
+
+
+def _writes_into(node: ast.Subscript | ast.AugAssign, name: str) -> bool:
+    """`name[...] = ...` or `name += ...`, which change the tensor that the method holds."""
+    if isinstance(node, ast.AugAssign):
+        return isinstance(node.target, ast.Name) and node.target.id == name
+    stores = isinstance(node.ctx, ast.Store)
+    return stores and isinstance(node.value, ast.Name) and node.value.id == name
+
+
+def _harmless(again: list[ast.stmt], latents: str) -> int:
+    """How often A rebinds the latents to what they are already.
+
+    That is `x = x.to(...)` (LCM), `x = scheduler.scale_model_input(x, t)` where the scheduler does
+    not scale (see `Woven.scales_latents`), and DiT's `TWICE`.
+    """
+    halves, joins = (text.format(x=latents) for text in TWICE)
+    count, halved = 0, False
+    for node in (node for statement in again for node in ast.walk(statement)):
+        if isinstance(node, ast.Assign):
+            text = ast.unparse(node)
+            halved = halved or text == halves
+            cast = text.startswith(f"{latents} = {latents}.to(")
+            count += cast or _is_scaled(node, latents) or (halved and text == joins)
+    return count
+
+
+def _is_scaled(node: ast.AST, latents: str) -> bool:
+    """`x = scheduler.scale_model_input(x, ...)`."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+        return False
+    call = node.value
+    scales = _is_scheduler_method(call.func, "scale_model_input")
+    names = [ast.unparse(part) for part in (node.targets[0], *call.args[:1])]
+    return scales and names == [latents, latents]
+
+
+def _check_random(owner: type, again: list[ast.stmt], refuse: _Refusal) -> None:
+    """Refuse random numbers, also in a method that A calls (LTX's condition pipeline)."""
+    for call in (node for statement in again for node in ast.walk(statement)):
+        if not isinstance(call, ast.Call):
+            continue
+        if _draws(call):
+            raise refuse(call, "it draws random numbers before scheduler.step")
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "self":
+            body = _source_of(getattr(owner, call.func.attr, None))
+            inside = ast.walk(body) if body is not None else ()
+            if any(_draws(node) for node in inside if isinstance(node, ast.Call)):
+                why = f"it draws random numbers before scheduler.step, in {call.func.attr}"
+                raise refuse(call, why)
+
+
+def _check_memory(function: ast.FunctionDef, again: list[ast.stmt], refuse: _Refusal) -> None:
+    """Refuse guidance that remembers: AceStep's running average sees every evaluation."""
+    read = set().union(*map(_loaded, again))
+    for node in ast.walk(function):
+        made = isinstance(node, ast.Assign) and "MomentumBuffer(" in ast.unparse(node.value)
+        if made and _stored(node) & read:
+            raise refuse(node, "its guidance keeps a running average from one call to the next")
+
+
+def _check_sigmas(again: list[ast.stmt], latents: str, refuse: _Refusal) -> None:
+    """Refuse arithmetic of the latents with `scheduler.sigmas[i]` (Cosmos 2): not their level."""
+    sigmas: set[str] = set()  # variables that were computed from them
+    for node in (node for statement in again for node in ast.walk(statement)):
+        if isinstance(node, ast.Assign) and latents not in _loaded(node.value):
+            reads = _loaded(node.value) & sigmas or "scheduler.sigmas[" in ast.unparse(node)
+            sigmas |= _stored(node) if reads else set()
+        if isinstance(node, ast.BinOp):
+            a, b = _loaded(node.left), _loaded(node.right)
+            if (latents in a and b & sigmas) or (latents in b and a & sigmas):
+                why = (
+                    "it scales the latents by the scheduler's sigma of the loop's step, which is "
+                    "not the level of all latents that the network is asked about"
+                )
+                raise refuse(node, why)
+
+
+def _source_of(method: Any) -> ast.AST | None:
+    try:
+        source = inspect.getsource(inspect.unwrap(method))
+    except (OSError, TypeError):
+        return None
+    return ast.parse("if 1:\n" + source if source[:1].isspace() else source)
 
 
 def _carried(again: list[ast.stmt], initialised: set[str]) -> set[str]:
@@ -381,17 +540,23 @@ def _inputs(
 
 def _timesteps(loop: ast.For, refuse: _Refusal) -> ast.expr:
     """The expression of the loop's timesteps inside its iterator."""
-    found = [
-        node
-        for node in ast.walk(loop.iter)
-        if isinstance(node, ast.Name | ast.Attribute) and _name_of(node).endswith("timesteps")
-    ]
+    found = _timesteps_in(loop)
     if len(found) != 1:
         raise refuse(loop, f"it does not loop over timesteps but over `{ast.unparse(loop.iter)}`")
     return found[0]
 
 
+def _timesteps_in(loop: ast.For) -> list[ast.expr]:
+    return [
+        node
+        for node in ast.walk(loop.iter)
+        if isinstance(node, ast.Name | ast.Attribute)
+        and _name_of(node).endswith(("timesteps", "timesteps_tensor"))
+    ]
+
+
 def _timestep_name(loop: ast.For, refuse: _Refusal) -> str:
+    _timesteps(loop, refuse)
     target = loop.target.elts[-1] if isinstance(loop.target, ast.Tuple) else loop.target
     plain = isinstance(loop.iter, ast.Name | ast.Attribute)
     known = ("enumerate", "progress_bar", "tqdm")
@@ -414,7 +579,7 @@ def _rewrite(
     t = _timestep_name(loop, refuse)
     timesteps = ast.unparse(_timesteps(loop, refuse))
     leave = _LeaveOuterLoop()
-    route = _RouteScheduler()
+    route = _RouteScheduler(latents)
     body = [route.visit(part) for statement in again for part in leave.rewritten(statement)]
     lines = [f"    if {name!r} in {RUN}.inputs: {name} = {RUN}.inputs[{name!r}]" for name in inputs]
     rebind = "\n".join([f"if {RUN}.inputs:", *lines, ""]) if inputs else ""
@@ -478,6 +643,22 @@ class _RouteScheduler(ast.NodeTransformer):
 
     routes = {"step": "step_of", "scale_model_input": "scale_of"}  # noqa: RUF012
 
+    def __init__(self, latents: str) -> None:
+        self.latents = latents
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        """`x, old = X.step(..., old, ..., x)` -> `x, old = _w2s.step_of(X, old)(...)`."""
+        written = [ast.unparse(part) for part in _parts(node.targets[0])]
+        self.generic_visit(node)
+        if written[:1] == [self.latents] and len(written) > 1 and isinstance(node.value, ast.Call):
+            given = _loaded(node.value)
+            # What the step was not given has no earlier value, and A does not read it.
+            kept = [name if name in given else "None" for name in written[1:]]
+            made = node.value.func
+            assert isinstance(made, ast.Call)
+            made.args += [ast.copy_location(_expression(name), node) for name in kept]
+        return node
+
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
         if isinstance(node.func, ast.Attribute) and _is_scheduler_method(node.func):
@@ -487,6 +668,10 @@ class _RouteScheduler(ast.NodeTransformer):
                 method = ast.copy_location(ast.Attribute(name, route, ast.Load()), node.func)
                 node.func = ast.copy_location(ast.Call(method, [node.func.value], []), node.func)
         return node
+
+
+def _expression(source: str) -> ast.expr:
+    return ast.parse(source, mode="eval").body
 
 
 def _compile(tree: ast.Module, original: Any) -> Callable[..., Any]:
