@@ -37,6 +37,7 @@ class Variant:
         guidance: name of the argument with the scale; None: it runs without guidance.
         calls: of the network per step.
         evaluations: single-branch ones per step.
+        unguided: the same at guidance scale 1; None: one less where there is guidance.
         steps: name of the argument with the number of steps.
         output: attribute of what a call returns.
         since: first diffusers release that has the class, "0.38" being the oldest supported.
@@ -50,6 +51,7 @@ class Variant:
     guidance: str | None = "guidance_scale"
     calls: int = 1
     evaluations: int = 2
+    unguided: int | None = None
     steps: str = "num_inference_steps"
     output: str = "images"
     since: str = "0.38"
