@@ -8,6 +8,7 @@ test could not fail.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,7 +232,7 @@ def add_ip_adapter(pipe: Any, seed: int, width: int = 12) -> Any:
 
     def matrix(rows: int, columns: int) -> Tensor:
         noise: Tensor = torch.randn(rows, columns, generator=generator)
-        return noise * columns**-0.5
+        return noise / math.sqrt(columns)
 
     state = {}
     crossing = [name for name in network.attn_processors if name.endswith("attn2.processor")]
