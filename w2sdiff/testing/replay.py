@@ -8,7 +8,8 @@ Guidance is recombined by hand per family, LoRA weights go through diffusers' pu
 the noise levels are derived here from the schedulers' tables. Nothing of w2sdiff is imported. Where
 both mechanisms agree, neither is wrong by itself.
 
-It is exact, slow and narrow: one denoiser call per step or one per branch, no ControlNet.
+It is exact, slow and narrow: one denoiser call per step or one per branch, no ControlNet, and a
+changed guidance scale holds at every step.
 `FAMILIES` has its facts for each variant of `w2sdiff.testing` that it applies to.
 """
 
@@ -25,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 Kind = Literal["vp", "ve", "flow"]
-Layout = Literal["uncond first, one call", "cond first, two calls", "none"]
+Layout = Literal["uncond first, one call", "cond first, one call", "cond first, two calls", "none"]
+Rescale = Literal["std", "norm of each token", "norm at most"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,20 @@ class Family:
     conditioning: tuple[str, ...]  # the arguments that another prompt changes
     learned_sigma: bool = False
     embedded_guidance: bool = False
+    scale: str = "guidance_scale"  # the argument of the call
+    offset: float = 0.0  # of that argument to the scale of u + scale (c - u)
+    second: tuple[str, str] | None = None  # another denoiser that takes over, and its scale
+    live: str | None = None  # attribute of the pipeline that holds the scale of this step
+    rescale: Rescale = "std"
+    sign: float = 1.0  # of the denoiser's output in what is stepped with
+    items: bool = False  # the denoiser takes and gives a list of items [C, 1, H, W]
+    doubled: bool = False  # the latents of both branches go through `step`
 
 
 _UNET: Layout = "uncond first, one call"
+_TWO: Layout = "cond first, two calls"
+_WORDS = ("encoder_hidden_states",)
+_MASKED = ("encoder_hidden_states", "encoder_attention_mask")
 FAMILIES = {
     "sd": Family("unet", "sample", _UNET, ("encoder_hidden_states",)),
     "sdxl": Family("unet", "sample", _UNET, ("encoder_hidden_states", "added_cond_kwargs")),
@@ -69,17 +82,77 @@ FAMILIES = {
     "flux-true-cfg": Family(
         "transformer",
         "hidden_states",
-        "cond first, two calls",
+        _TWO,
         ("encoder_hidden_states", "pooled_projections"),
+        scale="true_cfg_scale",
     ),
-    "pixart": Family(
+    "pixart": Family("transformer", "hidden_states", _UNET, _MASKED, learned_sigma=True),
+    "pixart-alpha": Family("transformer", "hidden_states", _UNET, _MASKED, learned_sigma=True),
+    "hunyuan-dit": Family(
         "transformer",
         "hidden_states",
         _UNET,
-        ("encoder_hidden_states", "encoder_attention_mask"),
+        (
+            "encoder_hidden_states",
+            "text_embedding_mask",
+            "encoder_hidden_states_t5",
+            "text_embedding_mask_t5",
+        ),
         learned_sigma=True,
     ),
+    "dit": Family(
+        "transformer",
+        "hidden_states",
+        "cond first, one call",
+        ("class_labels",),
+        learned_sigma=True,
+        doubled=True,
+    ),
+    "sana": Family("transformer", "hidden_states", _UNET, _MASKED),
+    "qwen-image": Family(
+        "transformer",
+        "hidden_states",
+        _TWO,
+        ("encoder_hidden_states", "encoder_hidden_states_mask"),
+        scale="true_cfg_scale",
+        rescale="norm of each token",
+    ),
+    "z-image": Family(
+        "transformer",
+        "x",
+        "cond first, one call",
+        ("cap_feats",),
+        offset=1.0,
+        rescale="norm at most",
+        sign=-1.0,
+        items=True,
+    ),
+    "hidream": Family(
+        "transformer",
+        "hidden_states",
+        _UNET,
+        ("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds"),
+        sign=-1.0,
+    ),
+    "animatediff": Family("unet", "sample", _UNET, _WORDS),
+    "wan-2.1": Family("transformer", "hidden_states", _TWO, _WORDS),
+    "wan-2.2": Family(
+        "transformer",
+        "hidden_states",
+        _TWO,
+        _WORDS,
+        second=("transformer_2", "guidance_scale_2"),
+    ),
+    "wan-i2v": Family("transformer", "hidden_states", _TWO, _WORDS),
+    "cogvideox": Family("transformer", "hidden_states", _UNET, _WORDS),
+    "cogvideox-dpm": Family("transformer", "hidden_states", _UNET, _WORDS),
+    "cogvideox-dynamic": Family(
+        "transformer", "hidden_states", _UNET, _WORDS, live="guidance_scale"
+    ),
+    "ltx": Family("transformer", "hidden_states", _UNET, _MASKED),
 }
+FAMILIES["hunyuan-dit-rescale"] = FAMILIES["hunyuan-dit"]
+FAMILIES["z-image-normalised"] = FAMILIES["z-image"]
 
 
 # --- noise levels ---------------------------------------------------------------------------------
@@ -123,7 +196,7 @@ def grid(scheduler: Any) -> Grid:
     """The levels of a scheduler whose timesteps are set."""
     name = type(scheduler).__name__
     prediction = getattr(scheduler.config, "prediction_type", "flow")
-    if name.startswith("FlowMatch"):
+    if name.startswith("FlowMatch") or getattr(scheduler.config, "use_flow_sigmas", False):
         s = scheduler.sigmas.double().tolist()
         return Grid("flow", "flow", [1 - v for v in s], s)
     if name in (
@@ -138,13 +211,14 @@ def grid(scheduler: Any) -> Grid:
         return Grid(
             "vp", prediction, [(1 + v * v) ** -0.5 for v in s], [v * (1 + v * v) ** -0.5 for v in s]
         )
-    if name == "DDIMScheduler":
+    if name in ("DDIMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDPMScheduler"):
         table = scheduler.alphas_cumprod.double().tolist()
         t = [int(v) for v in scheduler.timesteps]
         last = t[-1] - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-        kept = [table[v] for v in t] + [
-            table[last] if last >= 0 else float(scheduler.final_alpha_cumprod)
-        ]
+        # DDPM ends at the clean picture, the others at a level of the table if there is one left.
+        clean = 1.0 if name == "DDPMScheduler" else float(scheduler.final_alpha_cumprod)
+        ends = table[last] if last >= 0 and name != "DDPMScheduler" else clean
+        kept = [*(table[v] for v in t), ends]
         return Grid("vp", prediction, [v**0.5 for v in kept], [(1 - v) ** 0.5 for v in kept])
     raise NotImplementedError(f"the replay has no levels for {name}")
 
@@ -204,8 +278,7 @@ def replay(
         return x, wrapped.ask(base, x, i)
 
     with wrapped.installed(step), torch.no_grad():
-        found: Tensor = pipe(**call).images
-        return found
+        return _latents(pipe, call)
 
 
 def remix(
@@ -229,8 +302,12 @@ def remix(
         return x, mix(*wrapped.halves(wrapped.answers), i, n)
 
     with wrapped.installed(step), torch.no_grad():
-        found: Tensor = pipe(**call).images
-        return found
+        return _latents(pipe, call)
+
+
+def _latents(pipe: Any, call: Mapping[str, Any]) -> Tensor:
+    """What a call returns, whether it is called images or frames."""
+    return torch.as_tensor(pipe(**call)[0])
 
 
 class _Wrapped:
@@ -244,11 +321,13 @@ class _Wrapped:
         others: Mapping[int, list[dict[str, Any]]],
     ) -> None:
         self.pipe, self.spec, self.call, self.others = pipe, spec, call, others
-        self.denoiser = getattr(pipe, spec.denoiser)
-        self.forward = self.denoiser.forward
-        self.signature = inspect.signature(self.forward)
+        names = [spec.denoiser, *(spec.second or ())[:1]]
+        self.denoisers = [getattr(pipe, name) for name in names]
+        self.forwards = [denoiser.forward for denoiser in self.denoisers]
+        self.signature = inspect.signature(self.forwards[0])
         self.captured: list[dict[str, Any]] = []
         self.answers: list[Tensor] = []
+        self.speaking = 0  # which of the denoisers the pipeline has called at this step
         self.levels: Grid | None = None
         self.index = 0
 
@@ -257,18 +336,24 @@ class _Wrapped:
         scheduler = self.pipe.scheduler
         real_step = scheduler.step
 
-        def capture(*args: Any, **kwargs: Any) -> Any:
-            self.captured.append(dict(self.signature.bind(*args, **kwargs).arguments))
-            out = self.forward(*args, **kwargs)
-            self.answers.append(out[0])
-            return out
+        def capturing(which: int) -> Callable[..., Any]:
+            def capture(*args: Any, **kwargs: Any) -> Any:
+                self.captured.append(dict(self.signature.bind(*args, **kwargs).arguments))
+                self.speaking = which
+                out = self.forwards[which](*args, **kwargs)
+                self.answers.append(self.stacked(out[0]))
+                return out
 
-        def routed(
-            model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-        ) -> Any:
+            return capture
+
+        signature = inspect.signature(real_step)
+
+        def routed(*args: Any, **kwargs: Any) -> Any:
             if self.levels is None:
                 self.levels = grid(scheduler)
             # recombining by hand must give what the pipeline made of the same outputs
+            given = signature.bind(*args, **kwargs)
+            model_output, sample = given.arguments["model_output"], given.arguments["sample"]
             mine = self.combine(self.answers, self.call_guidance())
             torch.testing.assert_close(mine, model_output, rtol=1e-6, atol=1e-5)
             x, prediction = step(
@@ -276,19 +361,43 @@ class _Wrapped:
             )
             self.captured, self.answers = [], []
             self.index += 1
-            return real_step(prediction, timestep, x, *args, **kwargs)
+            if x is not sample and getattr(scheduler, "last_sample", None) is not None:
+                scheduler.last_sample = None  # UniPC corrects a sample that it has not been handed
+            given.arguments |= {"model_output": prediction, "sample": x}
+            return real_step(*given.args, **given.kwargs)
 
         # pipelines probe the signature of `step` for eta and generator
-        routed.__signature__ = inspect.signature(real_step)  # type: ignore[attr-defined]
-        self.denoiser.forward, scheduler.step = capture, routed
+        routed.__signature__ = signature  # type: ignore[attr-defined]
+        for which, denoiser in enumerate(self.denoisers):
+            denoiser.forward = capturing(which)
+        scheduler.step = routed
         try:
             yield
         finally:
-            del self.denoiser.forward, scheduler.step
+            for denoiser in self.denoisers:
+                del denoiser.forward
+            del scheduler.step
 
     def call_guidance(self) -> float:
-        name = "true_cfg_scale" if self.spec.layout == "cond first, two calls" else "guidance_scale"
-        return float(self.call.get(name, 1.0))
+        """The scale that the pipeline itself mixes with at this step."""
+        if self.spec.live is not None:
+            return float(getattr(self.pipe, self.spec.live))
+        name = self.spec.scale
+        if self.speaking and self.spec.second is not None:
+            name = self.spec.second[1]
+        return float(self.call.get(name, 1.0)) + self.spec.offset
+
+    def stacked(self, output: Any) -> Tensor:
+        found: Tensor = torch.stack(list(output)).squeeze(2) if self.spec.items else output
+        return self.spec.sign * found
+
+    def shown(self, x: Tensor, before: Any) -> Any:
+        """X in the place of the latents in what the denoiser was given before."""
+        if self.spec.items:
+            return [item for _ in range(len(before) // len(x)) for item in x.unsqueeze(2).unbind()]
+        copies = torch.cat([x] * (len(before) // len(x)))
+        # Channels of a condition follow those of the latents (image to video).
+        return torch.cat([copies, before[:, x.shape[1] :]], 1) if x.ndim > 3 else copies
 
     def ask(self, role: Role, x: Tensor, at: int) -> Tensor:
         """The guided prediction of a role for x at level `at`, told this step's timestep."""
@@ -298,23 +407,25 @@ class _Wrapped:
         outputs = []
         with ExitStack() as stack:
             if role.lora is not None:
-                stack.enter_context(_adapter(self.denoiser, *role.lora))
-            forward = self.forward if role.module is None else role.module.forward
+                stack.enter_context(_adapter(self.denoisers[self.speaking], *role.lora))
+            own = self.forwards[self.speaking]
+            forward = own if role.module is None else role.module.forward
             for k, kwargs in enumerate(self.captured):
                 kwargs = dict(kwargs)
-                copies = kwargs[self.spec.sample].shape[0] // x.shape[0]
-                kwargs[self.spec.sample] = torch.cat([shown] * copies)
+                kwargs[self.spec.sample] = self.shown(shown, kwargs[self.spec.sample])
                 if role.prompt is not None:
                     kwargs |= {key: self.others[id(role)][k][key] for key in self.spec.conditioning}
                 if self.spec.embedded_guidance and role.guidance is not None:
                     kwargs["guidance"] = torch.full_like(kwargs["guidance"], role.guidance)
-                outputs.append(forward(**kwargs)[0])
+                outputs.append(self.stacked(forward(**kwargs)[0]))
         return self.combine(outputs, guidance)
 
     def halves(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Conditional and unconditional prediction, without a learned variance."""
         if self.spec.layout == "cond first, two calls":
             c, u = outputs
+        elif self.spec.layout == "cond first, one call":
+            c, u = outputs[0].chunk(2)
         else:
             u, c = outputs[0].chunk(2)
         keep = (lambda t: t.chunk(2, dim=1)[0]) if self.spec.learned_sigma else (lambda t: t)
@@ -323,20 +434,26 @@ class _Wrapped:
     def combine(self, outputs: list[Tensor], guidance: float) -> Tensor:
         """Classifier-free guidance by hand."""
         if self.spec.layout == "none":
-            mixed = outputs[0]
-        elif self.spec.layout == "cond first, two calls":
-            c, u = outputs
-            mixed = u + guidance * (c - u)
-        else:
-            u, c = outputs[0].chunk(2)
-            mixed = u + guidance * (c - u)
-            if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
-                over = tuple(range(1, c.ndim))
-                mixed = (
-                    phi * mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
-                    + (1 - phi) * mixed
-                )
-        return mixed.chunk(2, dim=1)[0] if self.spec.learned_sigma else mixed
+            return outputs[0]
+        c, u = self.halves(outputs)
+        mixed = self.rescaled(u + guidance * (c - u), c)
+        return torch.cat([mixed, mixed]) if self.spec.doubled else mixed
+
+    def rescaled(self, mixed: Tensor, c: Tensor) -> Tensor:
+        """What the pipeline does with the mix."""
+        over = tuple(range(1, c.ndim))
+        if self.spec.rescale == "norm of each token":
+            return mixed * c.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True)
+        if self.spec.rescale == "norm at most":
+            if not (most := float(self.call.get("cfg_normalization", 0.0))):
+                return mixed
+            size = mixed.square().sum(over, keepdim=True).sqrt()
+            limit = most * c.square().sum(over, keepdim=True).sqrt()
+            return mixed * (limit / size).clamp(max=1.0)
+        if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
+            like = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
+            return phi * like + (1 - phi) * mixed
+        return mixed
 
 
 @contextmanager
