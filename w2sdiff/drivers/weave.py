@@ -168,9 +168,9 @@ def _find_loop(owner: type, function: ast.FunctionDef) -> ast.For:
             # SkyReels-V2's diffusion forcing: every frame has a scheduler and a level of its own.
             if isinstance(call, ast.Call) and _is_one_of_many_schedulers(call.func):
                 raise UnsupportedError(
-                    f"{owner.__name__}.__call__ cannot be woven: it steps several schedulers in one "
-                    "loop (diffusion forcing), so that its latents are at several noise levels at "
-                    f"once (line {call.lineno})."
+                    f"{owner.__name__}.__call__ cannot be woven: it steps several schedulers in "
+                    "one loop (diffusion forcing), so that its latents are at several noise levels "
+                    f"at once (line {call.lineno})."
                 )
         raise NotALoop
     if len(inner) > 1:
