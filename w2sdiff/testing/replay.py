@@ -425,7 +425,8 @@ class _Wrapped:
 
     def stacked(self, output: Any) -> Tensor:
         found: Tensor = torch.stack(list(output)).squeeze(2) if self.spec.items else output
-        return self.spec.sign * found
+        signed: Tensor = self.spec.sign * found
+        return signed
 
     def shown(self, x: Tensor, before: Any) -> Any:
         """X in the place of the latents in what the denoiser was given before."""
@@ -498,13 +499,14 @@ class _Wrapped:
         """What the pipeline does with the mix."""
         over = tuple(range(1, c.ndim))
         if self.spec.rescale == "norm of each token":
-            return mixed * c.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True)
+            sizes: Tensor = c.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True)
+            return mixed * sizes
         if self.spec.rescale == "norm at most":
             if not (most := float(self.call.get("cfg_normalization", 0.0))):
                 return mixed
             size = mixed.square().sum(over, keepdim=True).sqrt()
-            limit = most * c.square().sum(over, keepdim=True).sqrt()
-            return mixed * (limit / size).clamp(max=1.0)
+            limit: Tensor = most * c.square().sum(over, keepdim=True).sqrt() / size
+            return mixed * limit.clamp(max=1.0)
         if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
             like = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
             return phi * like + (1 - phi) * mixed
