@@ -31,9 +31,7 @@ __all__ = [
     "NEGATIVE",
     "PROMPT",
     "SD_NOISE",
-    "VARIANTS",
     "add_lora",
-    "add_lora_to",
     "build",
     "build_denoiser",
     "byte_symbols",
@@ -44,7 +42,6 @@ __all__ = [
     "denoiser_name",
     "latents",
     "lora_file",
-    "lora_file_of",
     "randomise",
     "t5_encoder",
     "t5_tokenizer",
@@ -99,20 +96,12 @@ def lora_file(
     """Write a random LoRA for every attention projection of the denoiser, in the format of
     diffusers, and return the file.
     """
-    return lora_file_of(
-        pipe, denoiser_name(family), folder, seed=seed, rank=rank, strength=strength
-    )
-
-
-def lora_file_of(
-    pipe: Any, prefix: str, folder: Path, *, seed: int = 0, rank: int = 2, strength: float = 0.5
-) -> Path:
-    """The same for a pipeline that is in no table; `prefix`: the denoiser's attribute."""
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(seed + 1000)
+    prefix = denoiser_name(family)
     state = {}
-    for name, layer in getattr(pipe, prefix).named_modules():
+    for name, layer in denoiser(pipe, family).named_modules():
         module = getattr(layer, "base_layer", layer)  # below a LoRA that is there already
         if isinstance(module, nn.Linear) and name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
             down = (
@@ -123,7 +112,7 @@ def lora_file_of(
             state[f"{prefix}.{name}.lora_A.weight"] = down
             state[f"{prefix}.{name}.lora_B.weight"] = strength * up
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"lora-{prefix}-{seed}.safetensors"
+    file = folder / f"lora-{family}-{seed}.safetensors"
     save_file(state, file)
     return file
 
@@ -133,9 +122,3 @@ def add_lora(pipe: Any, family: str, folder: Path, name: str = "style", **settin
     file = lora_file(pipe, family, folder, **settings)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
     return file
-
-
-def add_lora_to(pipe: Any, prefix: str, folder: Path, name: str = "style") -> None:
-    """Make a LoRA with `lora_file_of` and load it."""
-    file = lora_file_of(pipe, prefix, folder)
-    pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)

@@ -18,18 +18,18 @@ from diffusers import (
     ClassifierFreeGuidance,
     FluxAutoBlocks,
     StableDiffusionXLAutoBlocks,
+    Wan22Blocks,
     WanBlocks,
     modular_pipelines,
 )
 from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks
 from PIL import Image
 from restored import compare, fingerprint
-from tiny_wan import WAN, wan, wan_22
 
 from w2sdiff import W2SD, Checkpoint, Guidance, Lora, Plain, Prompt, UnsupportedError, attach
-from w2sdiff.drivers.families import Family
 from w2sdiff.drivers.loops import why_not
 from w2sdiff.methods.base import Eval, Method, Step, Steps
+from w2sdiff.testing import VARIANTS, Variant
 
 STEPS = 4
 MINOR = ".".join(diffusers.__version__.split(".")[:2])
@@ -41,20 +41,15 @@ class Host:
     """A classic pipeline, and the blocks that do the same.
 
     Attributes:
-        blocks: of the modular pipeline.
-        classic: seed -> the classic pipeline.
-        call: what both are called with.
-        guidance: the scale, an argument of the classic pipeline and the modular one's guider's.
-        family: of the classic pipeline; None: known by name.
+        variant: of the classic pipeline, in the table.
+        blocks: of the modular pipeline; None: this diffusers has none.
+        guiders: their scales, beside the classic pipeline's arguments.
         same: whether both call the network with equal batches, so that they agree bit for bit.
     """
 
+    variant: Variant
     blocks: Callable[[], Any] | None
-    classic: Callable[[int], Any]
-    call: Callable[[], dict[str, Any]]
-    guidance: float | None = None
-    denoiser: str = "transformer"
-    family: Family | None = None
+    guiders: dict[str, float]
     same: bool = False
 
     def modular(self, pipe: Any, **guider: Any) -> Any:
@@ -65,60 +60,36 @@ class Host:
         blocks.sub_blocks.pop("decode")
         made = blocks.init_pipeline()
         parts = {name: part for name, part in pipe.components.items() if part is not None}
-        if self.guidance is not None:
-            parts["guider"] = ClassifierFreeGuidance(**{"guidance_scale": self.guidance, **guider})
-        made.update_components(**parts)
+        guiders = {
+            name: ClassifierFreeGuidance(**{"guidance_scale": scale, **guider})
+            for name, scale in self.guiders.items()
+        }
+        made.update_components(**parts, **guiders)
         for loop in loops(made):
             loop.set_progress_bar_config(disable=True)
         return made
 
     def latents(self, pipe: Any, **changes: Any) -> torch.Tensor:
         """The latents of one call, classic or modular."""
-        call = {**self.call(), "generator": torch.Generator().manual_seed(0), **changes}
-        if isinstance(pipe, diffusers.ModularPipeline):
-            del call["output_type"]
-            call.pop("true_cfg_scale", None)
-            if self.guidance is not None:
-                del call["guidance_scale"]
-            found = pipe(**call, output="latents")
-            if isinstance(pipe, diffusers.FluxModularPipeline) and found.ndim == 4:
-                # Unpacked in its core since diffusers 0.39.
-                return diffusers.FluxPipeline._pack_latents(found, *found.shape)
-            return found
-        with torch.no_grad():
-            output = pipe(**call)
-        return output[0]
-
-
-def host(family: str, blocks: Any, **settings: Any) -> Host:
-    variant = tiny.VARIANTS[family]
-    return Host(
-        blocks,
-        variant.build,
-        lambda: variant.call(steps=STEPS),
-        denoiser=variant.denoiser,
-        **settings,
-    )
-
-
-def wan_call() -> dict[str, Any]:
-    return {**WAN, "num_inference_steps": STEPS, "guidance_scale": 5.0}
-
-
-def wan_scale(pipe: Any, frame: Any) -> float:
-    """Both scales of the classic pipeline."""
-    del pipe
-    boundary = frame["boundary_timestep"]
-    noisy = boundary is None or frame["t"] >= boundary
-    return float(frame["guidance_scale" if noisy else "guidance_scale_2"])
+        if not isinstance(pipe, diffusers.ModularPipeline):
+            return self.variant.latents(pipe, **changes)
+        left = {"output_type", *(["guidance_scale", "guidance_scale_2"] if self.guiders else [])}
+        call = self.variant.call(**changes)
+        call = {name: value for name, value in call.items() if name not in left}
+        found = pipe(**call, output="latents")
+        if isinstance(pipe, diffusers.FluxModularPipeline) and found.ndim == 4:
+            # Unpacked in its core since diffusers 0.39.
+            return diffusers.FluxPipeline._pack_latents(found, *found.shape)
+        return found
 
 
 SD3 = getattr(diffusers, "StableDiffusion3AutoBlocks", None)  # since diffusers 0.39
 HOSTS = {
-    "sdxl": host("sdxl", StableDiffusionXLAutoBlocks, guidance=5.0),
-    "sd3": host("sd3", SD3, guidance=4.0),
-    "flux": host("flux", FluxAutoBlocks, same=True),
-    "wan": Host(WanBlocks, wan, wan_call, 5.0, family=Family("two", wan_scale), same=True),
+    "sdxl": Host(VARIANTS["sdxl"], StableDiffusionXLAutoBlocks, {"guider": 5.0}),
+    "sd3": Host(VARIANTS["sd3"], SD3, {"guider": 4.0}),
+    "flux": Host(VARIANTS["flux"], FluxAutoBlocks, {}, same=True),
+    "wan-2.1": Host(VARIANTS["wan-2.1"], WanBlocks, {"guider": 4.0}, same=True),
+    "wan-2.2": Host(VARIANTS["wan-2.2"], Wan22Blocks, {"guider": 4.0, "guider_2": 3.0}, same=True),
 }
 PAIRS: dict[str, Callable[[Any], W2SD]] = {
     "guidance": lambda _: W2SD(strong=Guidance(2.0), weak=Guidance(1.0)),
@@ -132,7 +103,13 @@ PAIRS: dict[str, Callable[[Any], W2SD]] = {
     ),
 }
 # By default one-call and two-call guidance each once; the rest are the same code.
-QUICK = {("sdxl", "guidance"), ("sd3", "prompt"), ("flux", "guidance"), ("wan", "stacked")}
+QUICK = {
+    ("sdxl", "guidance"),
+    ("sd3", "prompt"),
+    ("flux", "guidance"),
+    ("wan-2.1", "stacked"),
+    ("wan-2.2", "guidance"),
+}
 
 
 def loops(pipe: Any) -> list[Any]:
@@ -142,15 +119,6 @@ def loops(pipe: Any) -> list[Any]:
         found += [block] if isinstance(block, LoopSequentialPipelineBlocks) else []
         left += block.sub_blocks.values()
     return found
-
-
-def worn_out(host: Host, classic: Any, modular: Any, method: Any) -> tuple[Any, Any]:
-    """Both pipelines' latents and statistics under one method."""
-    with attach(classic, method, family=host.family) as expected:
-        a = host.latents(classic)
-    with attach(modular, method) as got:
-        b = host.latents(modular)
-    return (a, expected.stats), (b, got.stats)
 
 
 def assert_agree(host: Host, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -169,11 +137,11 @@ def name(request):
 def pipes(name, tmp_path_factory):
     """Classic and modular pipeline around the same parts, and another denoiser."""
     host = HOSTS[name]
-    classic = host.classic(0)
+    classic = host.variant.build()
     modular = host.modular(classic)
-    tiny.add_lora_to(modular, host.denoiser, tmp_path_factory.mktemp(name))
+    tiny.add_lora(modular, name, tmp_path_factory.mktemp(name))
     modular.set_adapters(["style"], [0.7])
-    return classic, modular, getattr(host.classic(1), host.denoiser)
+    return classic, modular, host.variant.network(host.variant.build(1))
 
 
 def test_plain_changes_no_bit(name, pipes):
@@ -183,7 +151,7 @@ def test_plain_changes_no_bit(name, pipes):
     assert_agree(host, host.latents(classic), stock)
     with attach(modular, Plain()) as run:
         assert torch.equal(host.latents(modular), stock)
-    assert run.stats.evaluations == (STEPS if host.guidance is None else 2 * STEPS)
+    assert run.stats.evaluations == (2 * STEPS if host.guiders else STEPS)
     assert run.stats.steps == run.stats.requests == STEPS
 
 
@@ -200,13 +168,16 @@ def test_plain_changes_no_bit(name, pipes):
 def test_agrees_with_the_classic_pipeline(name, pair, pipes):
     classic, modular, other = pipes
     host, method = HOSTS[name], PAIRS[pair](other)
-    (a, expected), (b, got) = worn_out(host, classic, modular, method)
+    with attach(classic, method) as run:
+        a, expected = host.latents(classic), run.stats
+    with attach(modular, method) as run:
+        b, got = host.latents(modular), run.stats
     assert_agree(host, a, b)
     assert not torch.allclose(b, host.latents(modular), atol=1e-2), "the pair does nothing here"
     assert (got.evaluations, got.saved) == (expected.evaluations, expected.saved)
     assert got.reflection == pytest.approx(expected.reflection, rel=1e-4)
-    if host.guidance is not None:
-        assert got.evaluations == method.cost(STEPS, guidance_scale=host.guidance)
+    if host.guiders:
+        assert got.evaluations == method.cost(STEPS, guidance_scale=4.0)
 
 
 class OnPurposeError(Exception):
@@ -225,15 +196,15 @@ def fail_at(call: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("where", ["strong", "weak", "base"])
-@pytest.mark.parametrize("name", ["wan"], indirect=True, scope="module")
+@pytest.mark.parametrize("name", ["wan-2.1"], indirect=True, scope="module")
 def test_restored_also_after_an_exception(name, pipes, where):
     _, modular, other = pipes
     host = HOSTS[name]
     stock = host.latents(modular)
     before = fingerprint(modular), [(type(loop), sorted(vars(loop))) for loop in loops(modular)]
     method = PAIRS["stacked"](other)
-    seen = {"strong": getattr(modular, host.denoiser), "weak": other}.get(where)
-    seen = seen or getattr(modular, host.denoiser)
+    seen = {"strong": host.variant.network(modular), "weak": other}.get(where)
+    seen = seen or host.variant.network(modular)
     calls = {"strong": 1, "weak": 1, "base": 3}[where]
     hook = seen.register_forward_pre_hook(fail_at(calls))
     with pytest.raises(OnPurposeError), attach(modular, method):
@@ -251,7 +222,7 @@ def test_restored_also_after_an_exception(name, pipes, where):
 @pytest.fixture(scope="module")
 def sdxl():
     host = HOSTS["sdxl"]
-    classic = host.classic(0)
+    classic = host.variant.build()
     return host, classic, host.modular(classic)
 
 
@@ -290,7 +261,7 @@ def test_a_request_leaves_no_trace(sdxl, scheduler):
 def test_momentum_counts():
     """The test before can fail: the guider's momentum does something."""
     host = HOSTS["sdxl"]
-    pipe = host.classic(0)
+    pipe = host.variant.build()
     found = []
     for momentum in (0.0, -0.5):
         modular = host.modular(pipe)
@@ -364,7 +335,9 @@ def test_image_to_image_starts_late(sdxl):
     classic = diffusers.StableDiffusionXLImg2ImgPipeline(**classic.components)
     classic.set_progress_bar_config(disable=True)
     inputs = {"image": IMAGE, "strength": 0.7}
-    call = {key: value for key, value in host.call().items() if key not in ("height", "width")}
+    call = {
+        key: value for key, value in host.variant.call().items() if key not in ("height", "width")
+    }
     method = W2SD(strong=Guidance(2.0), weak=Prompt("a blue square"))
     with attach(classic, method), torch.no_grad():
         generator = torch.Generator().manual_seed(0)
@@ -386,38 +359,6 @@ def test_inpainting_blends_once(sdxl):
         assert not torch.allclose(host.latents(modular, **inputs), stock, atol=1e-2)
 
 
-# ---- Wan 2.2
-
-
-@pytest.mark.parametrize("pair", ["guidance", "checkpoint"])
-def test_two_networks_and_two_guiders(pair):
-    classic = wan_22(0)
-    host = Host(
-        diffusers.Wan22Blocks,
-        wan_22,
-        lambda: {**wan_call(), "guidance_scale_2": 3.0},
-        5.0,
-        family=Family("two", wan_scale),
-        same=True,
-    )
-    modular = host.modular(classic)
-    modular.update_components(
-        guider_2=ClassifierFreeGuidance(guidance_scale=3.0), boundary_ratio=0.875
-    )
-    method = PAIRS[pair](wan(1).transformer)
-    with attach(classic, method, family=host.family) as expected:
-        a = host.latents(classic)
-    with attach(modular, method) as got:
-        b = modular(
-            **{key: value for key, value in WAN.items() if key != "output_type"},
-            num_inference_steps=STEPS,
-            generator=torch.Generator().manual_seed(0),
-            output="latents",
-        )
-    assert torch.equal(a, b)
-    assert got.stats.evaluations == expected.stats.evaluations
-
-
 # ---- refusals
 
 
@@ -427,7 +368,7 @@ def test_no_words_without_a_text_encoder():
     for part in ("text_encoder", "decode"):
         blocks.sub_blocks.pop(part)
     modular = blocks.init_pipeline()
-    parts = host.classic(0).components
+    parts = host.variant.build().components
     modular.update_components(unet=parts["unet"], scheduler=parts["scheduler"], vae=parts["vae"])
     with (
         pytest.raises(UnsupportedError, match="needs prompt, which no block"),

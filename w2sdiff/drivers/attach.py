@@ -9,13 +9,14 @@ from typing import Any
 
 from w2sdiff.drivers import modular
 from w2sdiff.drivers.families import Family, family_of
+from w2sdiff.drivers.repeatable import check_guiders
 from w2sdiff.drivers.run import Run
 from w2sdiff.drivers.weave import SLOT, woven_call
 from w2sdiff.edits.base import Edit, Edits
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.methods.base import Method
 
-DENOISERS = ("unet", "transformer", "transformer_2")
+DENOISERS = ("unet", "transformer", "transformer_2", "unconditional_transformer")
 
 
 @contextmanager
@@ -68,6 +69,8 @@ def attach(
     called: type = type(pipe)
     is_modular = modular.is_modular(pipe)
     owner, woven = modular.looped_call(pipe) if is_modular else woven_call(called)
+    if not is_modular:  # a modular pipeline's guiders are given back what they remembered
+        check_guiders(pipe)
     denoisers = [name for name in DENOISERS if pipe.__dict__.get(name) is not None]
     if not denoisers:
         wanted = ", ".join(DENOISERS)

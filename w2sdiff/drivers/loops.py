@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from w2sdiff.drivers.weave import RANDOM
+from w2sdiff.drivers.repeatable import RANDOM
 
 
 def why_not(loop: Any) -> str | None:

@@ -74,7 +74,7 @@ def looped_call(pipe: Any) -> tuple[type, Woven]:
                 )
             return call(self, *args, **kwargs)
 
-    return owner, Woven(function, _state_names(pipe))
+    return owner, Woven(function, _state_names(pipe), timestep="t", scales_latents=False)
 
 
 def family_of(pipe: Any) -> Family | None:
