@@ -7,6 +7,7 @@ appears in the list or leaves it after an upgrade deserves a look at its loop.
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import diffusers
@@ -61,9 +62,55 @@ def test_refusals_say_which_pipeline_and_why_in_one_line(scanned):
         assert len(reason) > len(name) + 30, name
 
 
+# Why each kind of pipeline cannot be woven: by the name of one that shows it.
+REASONS = {
+    "SkyReelsV2DiffusionForcingPipeline": "several schedulers in one loop (diffusion forcing)",
+    "LTX2Pipeline": "several schedulers in one loop (audio_scheduler, self.scheduler)",
+    "Kandinsky6TI2VAPipeline": "several schedulers in one loop (audio_scheduler, self.scheduler)",
+    "StableDiffusionPanoramaPipeline": "it steps parts of the latents one by one, such as views",
+    "LLaDA2Pipeline": "it does not loop over timesteps",
+    "LTXConditionPipeline": "draws random numbers before scheduler.step",
+    "UniDiffuserPipeline": "draws random numbers before scheduler.step",
+    "LTXImageToVideoPipeline": "it steps a part or another form of the latents",
+    "HunyuanVideoImageToVideoPipeline": "sliced or unpacked",
+    "CosmosTextToWorldPipeline": "it changes the scheduler",
+    "ChronoEditPipeline": "it changes the scheduler",
+    "Cosmos2TextToImagePipeline": "it scales the latents by the scheduler's sigma",
+    "AceStepPipeline": "running average",
+    "JoyImageEditPipeline": "it writes into 'latents'",
+    "I2VGenXLPipeline": "it rebinds 'latents'",
+    "Flux2KleinKVPipeline": "it carries ['kv_cache']",
+    "UnCLIPPipeline": "has several denoising loops",
+    "FluxPriorReduxPipeline": "has no denoising loop of its own",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_cannot_work_is_refused_for_the_right_reason(name):
+    cls = getattr(diffusers, name, None)
+    if cls is None:
+        pytest.skip(f"diffusers {MINOR} does not have it")
+    with pytest.raises(UnsupportedError, match=re.escape(REASONS[name])) as refused:
+        woven_call(cls)
+    assert str(refused.value).startswith(name)
+
+
 def test_every_family_of_the_table_weaves():
     for name in FAMILIES:
         woven_call(getattr(diffusers, name))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_facts_of_a_family_are_read_from_variables_that_the_loop_has(name):
+    """So that a renamed variable shows here, and not in a user's run."""
+    family, cls = FAMILIES[name], getattr(diffusers, name)
+    woven = woven_call(cls)[1]
+    variables = set(inspect.unwrap(woven.function).__code__.co_varnames)
+    for fact in (family.scale, family.rescale):
+        source = inspect.getsource(fact)
+        switches = set(re.findall(r'frame\.get\("(\w+)"', source))
+        if switches <= variables:  # else guidance is never on (FLUX Fill)
+            assert set(re.findall(r'frame\["(\w+)"', source)) <= variables
 
 
 if __name__ == "__main__":

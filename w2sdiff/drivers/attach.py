@@ -7,14 +7,16 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from w2sdiff.drivers import modular
 from w2sdiff.drivers.families import Family, family_of
+from w2sdiff.drivers.repeatable import check_guiders
 from w2sdiff.drivers.run import Run
 from w2sdiff.drivers.weave import SLOT, woven_call
 from w2sdiff.edits.base import Edit, Edits
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.methods.base import Method
 
-DENOISERS = ("unet", "transformer", "transformer_2")
+DENOISERS = ("unet", "transformer", "transformer_2", "unconditional_transformer")
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def attach(
     """Sample the calls of `pipe` inside the `with` by `method`; undo it bit for bit afterwards.
 
     Args:
-        pipe: any loaded diffusers pipeline with a denoising loop of its own.
+        pipe: any loaded diffusers pipeline with a denoising loop of its own, a modular one too.
         method: `W2SD`, `ZigZag`, `AutoGuidance`, `Plain`, ...
         columns: columns of a prompt file for `Prompt("@name")`, one value per item of the call.
         family: how the pipeline does classifier-free guidance; None: looked up by its class. Only
@@ -65,13 +67,18 @@ def attach(
             "This pipeline is attached already; leave the first `with attach(...)` before the next."
         )
     called: type = type(pipe)
-    owner, woven = woven_call(called)
+    is_modular = modular.is_modular(pipe)
+    owner, woven = modular.looped_call(pipe) if is_modular else woven_call(called)
+    if not is_modular:  # a modular pipeline's guiders are given back what they remembered
+        check_guiders(pipe)
     denoisers = [name for name in DENOISERS if pipe.__dict__.get(name) is not None]
     if not denoisers:
         wanted = ", ".join(DENOISERS)
         raise UnsupportedError(f"{called.__name__} has none of the denoisers {wanted}.")
-    family = family or family_of(pipe)
+    family = family or (modular.family_of(pipe) if is_modular else family_of(pipe))
     roles = _worn(method, Edits.of(everywhere) or Edits())
+    if is_modular:
+        modular.check_edits(pipe, roles, family)
     _check_guidance(called, roles, family)
     run = Run(pipe, method, roles, woven, family, columns or {}, denoisers)
     try:

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from w2sdiff.edits.base import Context, Edits
 
 
-class LoopReached(Exception):  # noqa: N818
-    """The preamble has been run; carries the loop's local variables."""
+class LoopReached(BaseException):
+    """The preamble has been run; carries the loop's local variables.
+
+    A BaseException, because modular pipelines log every Exception that passes (diffusers 0.42).
+    """
 
     def __init__(self, frame: dict[str, Any]) -> None:
         """Keep the variables."""

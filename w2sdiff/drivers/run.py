@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from w2sdiff.drivers.families import Family, Frame
+from w2sdiff.drivers.pag import processors_kept
 from w2sdiff.drivers.prompts import Words
 from w2sdiff.drivers.stats import RunStats
 from w2sdiff.drivers.taps import Branches, Taps
@@ -73,8 +74,9 @@ class Run:
         self._words = Words.of(self._roles, self.context, self._woven)
         started = time.perf_counter()
         try:
-            self._words.encode(pipe, args, kwargs)
-            return self._woven.function(pipe, *args, **kwargs)
+            with processors_kept(pipe, self.context.denoisers):
+                self._words.encode(pipe, args, kwargs)
+                return self._woven.function(pipe, *args, **kwargs)
         finally:
             self._leave()
             self._let_go()
@@ -119,6 +121,14 @@ class Run:
         self._num_steps = len(timesteps)
         self._offset = _offset(timesteps, self._scheduler.timesteps)
         self._index = -1
+        # A loop in a loop (FreeInit, video in sections) comes here with other timesteps each time.
+        self._levels = None
+        if self._woven.scales_latents and hasattr(self._scheduler, "is_scale_input_called"):
+            raise UnsupportedError(
+                f"{type(self.context.pipe).__name__} steps with the scaled input of its network, "
+                f"which is not right with {type(self._scheduler).__name__}; "
+                "use a scheduler that does not scale, e.g. DDIMScheduler."
+            )
 
     def begin(self, x: torch.Tensor, t: Any, frame: Frame) -> None:
         """One step starts at latents x."""
@@ -148,8 +158,12 @@ class Run:
         # further.
         return lambda sample, *_, **__: self.levels().scale_model_input(sample, at=self._at)
 
-    def step_of(self, scheduler: Any) -> Callable[..., Any]:
-        """`scheduler.step`: hand the prediction to the method; make the real step at its end."""
+    def step_of(self, scheduler: Any, *history: Any) -> Callable[..., Any]:
+        """`scheduler.step`: hand the prediction to the method; make the real step at its end.
+
+        `history`: what the step returns beside the latents, and was given (CogVideoX's DPM); it
+        stays what it was until the real step.
+        """
 
         def step(*args: Any, **kwargs: Any) -> Any:
             self._check_in_step(scheduler)
@@ -160,7 +174,7 @@ class Run:
             except StopIteration as finished:
                 return self._real_step(scheduler, args, kwargs, *finished.value)
             self._ask(request)
-            return _Provisional((request.x,))
+            return _Provisional((request.x, *history))
 
         return step
 
@@ -180,16 +194,15 @@ class Run:
         self.x, self._at = request.x, request.at
         self.t = self._told(request)
         self.inputs = self._words.inputs(request.role)
-        if self._needs_scale:
+        if self._needs_scale or (self._family is not None and self._family.doubled):
             self._read_scale()
         for edit in edits:
             undo = edit.enter(self.context)
             if undo is not None:
                 self._leave_role.append(undo)
-        layout = None if self._family is None else self._family.layout
         self.context.request = None
         when = (self._index, self._num_steps, request.at, self.levels)
-        self._branches = Branches(edits, self.context, layout, request.x.shape[0], when)
+        self._branches = Branches(edits, self.context, self._family, request.x, when)
 
     def _told(self, request: Eval) -> Any:
         if request.time is None or request.time == self._step.this:
@@ -200,9 +213,10 @@ class Run:
     def _read_scale(self) -> None:
         if self._family is None:
             return
-        pipe = self.context.pipe
-        self.context.guidance_scale = self._family.scale(pipe, self._frame)
-        self.context.rescales = self._family.rescale(pipe, self._frame) > 0
+        # The scale of some depends on the timestep that the network is told (Wan 2.2).
+        pipe, frame = self.context.pipe, {**self._frame, self._woven.timestep: self.t}
+        self.context.guidance_scale = self._family.scale(pipe, frame)
+        self.context.rescales = self._family.rescale(pipe, frame) > 0
 
     def _network(
         self, forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
@@ -250,10 +264,11 @@ class Run:
             kwargs = {**kwargs, "model_output": prediction}
         else:
             args = (prediction, *args[1:])
+        # Some cast what they step with (modular Wan in bfloat16, diffusers 0.42).
         if "sample" in kwargs:
-            kwargs = {**kwargs, "sample": x}
+            kwargs = {**kwargs, "sample": x.to(kwargs["sample"].dtype)}
         else:
-            args = (*args[:-1], x)
+            args = (*args[:-1], x.to(args[-1].dtype))
         result = scheduler.step(*args, **kwargs)
         after = result[0] if isinstance(result, tuple) else result.prev_sample
         self.stats.record_step(self._step.x, x, after)

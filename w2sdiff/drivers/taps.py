@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from w2sdiff.drivers.halves import Axes, count, half_of_call, stacked, tensor_of, with_tensor
 from w2sdiff.edits.base import BOTH, COND, UNCOND, Context, Edit, Halves, Inputs, Request
+from w2sdiff.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from w2sdiff.drivers.families import Layout
+    from w2sdiff.drivers.families import Family
     from w2sdiff.levels import Levels
 
 SLOT = "_w2sdiff_tap"
@@ -84,15 +86,21 @@ class Branches:
         self,
         edits: Iterable[Edit],
         context: Context,
-        layout: Layout | None,
-        batch: int,
+        family: Family | None,
+        x: torch.Tensor,
         when: When,
     ) -> None:
-        """`batch` is B, the number of items; `layout` None: its guidance is not known."""
+        """`x` [B, ...] are the request's latents; `family` None: its guidance is not known."""
         self._edits = tuple(edits)
         self._context = context
-        self._layout = layout
-        self._batch = batch
+        layout = None if family is None else family.layout
+        self._perturbed = layout == "ucp"
+        self._layout = "uc" if layout == "ucp" else layout
+        self._axes: Axes = {} if family is None else family.axes
+        self._x = x
+        guided = context.guidance_scale is not None
+        # DiT's latents hold both branches, through `step` and all.
+        self._batch = len(x) // 2 if family is not None and family.doubled and guided else len(x)
         self._when = when
         self._asked_with: dict[str, Inputs] = {}  # two-call layout: what each branch was given
         self._first: Any = None  # two-call layout: the conditional half, once it has been seen
@@ -115,8 +123,8 @@ class Branches:
         for edit in self._edits:
             kwargs = edit.inputs(kwargs, self._context)
         sample = args[0] if args else kwargs[_first_parameter(module)]
-        branches = sample.shape[0] / self._batch
-        run = _Network(self, forward, args, kwargs)
+        branches = count(sample) / self._batch
+        run = _Network(self, forward, args, kwargs, sample, self._axes)
         mapping = [edit for edit in self._edits if edit.needs(self._context) is not None]
         if not mapping or self._layout is None or self._context.guidance_scale is None:
             return run.all(branches)
@@ -125,10 +133,12 @@ class Branches:
             self._asked_with["c" if self.asked == 1 else "u"] = Inputs(sample, kwargs)
             self._context.request = Request(*self._when, self._asked_with.get)
             return self._two_calls(run, sample, needs, mapping)
+        if self._perturbed and branches == 3:
+            return self._perturbed_call(run, needs, mapping)
         # An extra call of another size (SD3's skip-layer guidance) is not the guided pair.
         if branches != 2:
             return run.all(branches)
-        self._context.request = Request(*self._when, run.branch(sample, self._layout))
+        self._context.request = Request(*self._when, run.branch(self._layout))
         return self._one_call(run, needs, mapping)
 
     def _needs(self) -> Halves:
@@ -147,15 +157,32 @@ class Branches:
         order = (1, 0) if self._layout == "uc" else (0, 1)  # position of c, of u
         if needs == BOTH:
             output = run.all(2)
-            parts = _tensor(output).chunk(2)
+            parts = tensor_of(output).chunk(2)
             c, u = self._map(mapping, parts[order[0]], parts[order[1]])
         else:
-            output = run.half(order[0] if needs == COND else order[1], 2 * self._batch)
+            output = run.half(order[0] if needs == COND else order[1])
             self.saved += 1
-            half = _tensor(output)
+            half = tensor_of(output)
             halves = (half, None) if needs == COND else (None, half)
             c, u = self._map(mapping, *halves)
-        return _with_tensor(output, torch.cat([u, c] if self._layout == "uc" else [c, u]))
+        return with_tensor(output, torch.cat([u, c] if self._layout == "uc" else [c, u]))
+
+    def _perturbed_call(self, run: _Network, needs: Halves, mapping: list[Edit]) -> Any:
+        """One call with the batch [u, c, p] of perturbed-attention guidance: only u is rewritten.
+
+        The pipeline adds a multiple of c - p, so c has to stay. All of it is computed: while PAG is
+        on, the network's attention takes its batch apart in thirds.
+        """
+        self._context.request = Request(*self._when, run.branch("ucp"))
+        output = run.all(3)
+        u, c, p = tensor_of(output).chunk(3)
+        kept, u = self._map(mapping, c, u if "u" in needs else None)
+        if kept is not c:
+            raise UnsupportedError(
+                "An edit gives the pipeline another conditional prediction, from which "
+                "perturbed-attention guidance measures; call the pipeline with pag_scale=0."
+            )
+        return with_tensor(output, torch.cat([u, c, p]))
 
     def _two_calls(self, run: _Network, sample: Any, needs: Halves, mapping: list[Edit]) -> Any:
         """Two calls, conditional first; an extra third one is left alone."""
@@ -167,14 +194,16 @@ class Branches:
             if needs == UNCOND and run.returns_tuple:
                 # Nothing to compute: with c' = 0 the mix is u' (1 - s), which the second call makes
                 # equal to u.
-                self._first = (torch.zeros_like(sample), None)
+                # The prediction has the latents' shape, the sample perhaps more channels (Wan i2v).
+                nothing = torch.zeros_like(self._x, dtype=sample.dtype, device=sample.device)
+                self._first = (nothing, None)
                 self.saved += 1
                 return (self._first[0],)
             output = run.all(1)
-            c = _tensor(output)
+            c = tensor_of(output)
             if needs == COND:
                 self._first = self._map(mapping, c, None)
-                return _with_tensor(output, self._first[0])
+                return with_tensor(output, self._first[0])
             self._first = (c, None)
             return output
         c, u = self._first
@@ -182,16 +211,22 @@ class Branches:
             self.saved += 1
             return (u,)
         output = run.all(1)
-        other = _tensor(output)
+        other = tensor_of(output)
         if needs == COND:
-            return _with_tensor(output, u)
+            return with_tensor(output, u)
         wanted = self._map(mapping, c if needs == BOTH else None, other)
         if wanted[0] is c:
-            return _with_tensor(output, wanted[1])
+            return with_tensor(output, wanted[1])
+        if s == 1:
+            raise UnsupportedError(
+                "The pipeline mixes at guidance scale 1 at this step, where its unconditional half "
+                "does not count, so that no other scale can be had; give it another one "
+                "(Wan 2.2: guidance_scale_2) or leave the step out of the window."
+            )
         # The first call's answer is given already: choose u' so that u' + s (c - u') is the mix of
         # the wanted pair.
         mix = wanted[1] + s * (wanted[0] - wanted[1])
-        return _with_tensor(output, (mix - s * c) / (1 - s))
+        return with_tensor(output, (mix - s * c) / (1 - s))
 
 
 class _Network:
@@ -199,59 +234,40 @@ class _Network:
 
     def __init__(
         self,
-        count: Branches,
+        branches: Branches,
         forward: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        sample: Any,
+        axes: Axes,
     ) -> None:
-        self._count, self._forward, self._args, self._kwargs = count, forward, args, kwargs
+        self._branches, self._forward = branches, forward
+        self._args, self._kwargs, self._sample, self._axes = args, kwargs, sample, axes
 
     @property
     def returns_tuple(self) -> bool:
         return self._kwargs.get("return_dict", True) is False
 
     def all(self, branches: float) -> Any:
-        self._count.network_calls += 1
-        self._count.evaluations += int(branches) if branches >= 1 else 1
+        self._branches.network_calls += 1
+        self._branches.evaluations += int(branches) if branches >= 1 else 1
         return self._forward(*self._args, **self._kwargs)
 
-    def branch(self, sample: torch.Tensor, layout: Layout) -> Callable[[str], Inputs]:
-        """What a branch of a call with both of them was given."""
+    def branch(self, layout: str) -> Callable[[str], Inputs]:
+        """What a branch of a call with both of them, or all three, was given."""
 
         def inputs(name: str) -> Inputs:
-            index = layout.index(name)
-            kwargs = _half(self._kwargs, index, sample.shape[0])
-            return Inputs(sample.chunk(2)[index], kwargs)
+            index, parts = layout.index(name), len(layout)
+            _, kwargs = half_of_call((), self._kwargs, index, self._sample, self._axes, parts=parts)
+            return Inputs(stacked(self._sample).chunk(parts)[index], kwargs)
 
         return inputs
 
-    def half(self, index: int, batch: int) -> Any:
-        self._count.network_calls += 1
-        self._count.evaluations += 1
-        args, kwargs = _half((self._args, self._kwargs), index, batch)
+    def half(self, index: int) -> Any:
+        self._branches.network_calls += 1
+        self._branches.evaluations += 1
+        args, kwargs = half_of_call(self._args, self._kwargs, index, self._sample, self._axes)
         return self._forward(*args, **kwargs)
-
-
-def _half(value: Any, index: int, batch: int) -> Any:
-    """One branch of each batched tensor in nested arguments (ControlNet residuals, masks, ...)."""
-    if torch.is_tensor(value):
-        return value.chunk(2)[index] if value.dim() > 0 and value.shape[0] == batch else value
-    if isinstance(value, dict):
-        return {key: _half(item, index, batch) for key, item in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_half(item, index, batch) for item in value)
-    return value
-
-
-def _tensor(output: Any) -> torch.Tensor:
-    tensor: torch.Tensor = output[0] if isinstance(output, tuple) else output.sample
-    return tensor
-
-
-def _with_tensor(output: Any, tensor: torch.Tensor) -> Any:
-    if isinstance(output, tuple):
-        return (tensor, *output[1:])
-    return type(output)(**{**output, "sample": tensor})
 
 
 @cache

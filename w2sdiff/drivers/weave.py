@@ -30,8 +30,8 @@ therefore the pipeline's own code, run again, and nothing is copied or forked.
 
 File name and line numbers stay the original ones, so tracebacks and debuggers point into diffusers.
 The transformation is made once per class (15 to 30 ms) and the result kept. What is not recognised
-is refused: a loop that is not woven correctly would draw wrong images silently. `_check_repeatable`
-lists what would go wrong when A runs twice.
+is refused: a loop that is not woven correctly would draw wrong images silently. `repeatable` knows
+what would go wrong when A runs twice.
 """
 
 from __future__ import annotations
@@ -40,25 +40,38 @@ import __future__
 import ast
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from w2sdiff.drivers.repeatable import (
+    Refusal,
+    check_function,
+    check_loop,
+    check_memory,
+    check_random,
+    check_repeatable,
+    check_sigmas,
+    is_one_of_many_schedulers,
+    is_scaled,
+    latents_of,
+    statement_with_step,
+    timestep_name,
+    timesteps_of,
+)
+from w2sdiff.drivers.syntax import (
+    is_scheduler_method,
+    parameters_of,
+    parts_of,
+    read_in,
+    set_outside,
+    steps_in,
+    stored_in,
+)
 from w2sdiff.errors import UnsupportedError
 
 RUN = "_w2s"  # name of the run inside woven code
 SLOT = "_w2sdiff_run"  # where the pipeline instance holds it meanwhile
-RANDOM = {
-    "randn_tensor",
-    "randn",
-    "randn_like",
-    "rand",
-    "rand_like",
-    "normal",
-    "normal_",
-    "randint",
-    "bernoulli",
-}
 
 _woven: weakref.WeakKeyDictionary[type, Woven] = weakref.WeakKeyDictionary()
 
@@ -70,10 +83,15 @@ class Woven:
     Attributes:
         function: takes what the original takes; reads the run from the pipeline's `_w2sdiff_run`.
         inputs: local variables that A reads and does not set: there the prompt's embeddings are.
+        timestep: the loop's variable for t.
+        scales_latents: A steps with latents that `scale_model_input` has scaled (DiT), which is
+            right for schedulers alone that do not scale.
     """
 
     function: Callable[..., Any]
     inputs: tuple[str, ...]
+    timestep: str
+    scales_latents: bool
 
 
 class NotALoop(Exception):  # noqa: N818
@@ -110,15 +128,20 @@ def _weave(owner: type) -> Woven:
     function = tree.body[0]
     assert isinstance(function, ast.FunctionDef)
     loop = _find_loop(owner, function)
-    refuse = _Refusal(owner, original)
-    _check_function(original, function, refuse)
-    cut = _statement_with_step(loop, refuse)
+    refuse = Refusal(owner, original)
+    check_function(original, function, refuse)
+    check_loop(function, loop, refuse)
+    cut = statement_with_step(loop, refuse)
     again, after = loop.body[: cut + 1], loop.body[cut + 1 :]
-    latents = _latents(again[-1], refuse)
-    _check_repeatable(again, latents, _set_outside(function, loop), refuse)
-    inputs = _inputs(again, loop, latents, _stored(function) | _parameters(function))
+    check_random(owner, again, refuse)
+    latents, history = latents_of(again[-1], refuse)
+    check_repeatable(again, latents, history, set_outside(function, loop), refuse)
+    check_memory(function, again, refuse)
+    check_sigmas(again, latents, refuse)
+    inputs = _inputs(again, loop, latents, stored_in(function) | parameters_of(function))
     _rewrite(function, loop, again, after, latents, inputs, refuse)
-    return Woven(_compile(tree, original), inputs)
+    scales = any(is_scaled(node, latents) for part in again for node in ast.walk(part))
+    return Woven(_compile(tree, original), inputs, timestep_name(loop, refuse), scales)
 
 
 # ---- reading the source
@@ -145,13 +168,23 @@ def _parse(owner: type, original: Any) -> ast.Module:
 
 
 def _find_loop(owner: type, function: ast.FunctionDef) -> ast.For:
-    loops = [node for node in ast.walk(function) if isinstance(node, ast.For) and any(_steps(node))]
+    loops = [
+        node for node in ast.walk(function) if isinstance(node, ast.For) and any(steps_in(node))
+    ]
     inner = [
         loop
         for loop in loops
         if not any(other is not loop and other in loops for other in ast.walk(loop))
     ]
     if not inner:
+        for call in ast.walk(function):
+            # SkyReels-V2's diffusion forcing: every frame has a scheduler and a level of its own.
+            if isinstance(call, ast.Call) and is_one_of_many_schedulers(call.func):
+                raise UnsupportedError(
+                    f"{owner.__name__}.__call__ cannot be woven: it steps several schedulers in "
+                    "one loop (diffusion forcing), so that its latents are at several noise levels "
+                    f"at once (line {call.lineno})."
+                )
         raise NotALoop
     if len(inner) > 1:
         lines = ", ".join(str(loop.lineno) for loop in inner)
@@ -161,212 +194,6 @@ def _find_loop(owner: type, function: ast.FunctionDef) -> ast.For:
     return inner[0]
 
 
-def _steps(node: ast.AST) -> Iterator[ast.Call]:
-    """Calls of `scheduler.step` under a node."""
-    for call in ast.walk(node):
-        if isinstance(call, ast.Call) and _is_scheduler_method(call.func, "step"):
-            yield call
-
-
-def _is_scheduler_method(func: ast.expr, method: str | None = None) -> bool:
-    if not isinstance(func, ast.Attribute) or (method is not None and func.attr != method):
-        return False
-    return ast.unparse(func.value).endswith("scheduler")
-
-
-def _statement_with_step(loop: ast.For, refuse: _Refusal) -> int:
-    holders = [index for index, statement in enumerate(loop.body) if any(_steps(statement))]
-    if len(holders) != 1:
-        raise refuse(loop, "scheduler.step is called in several statements of the loop")
-    return holders[0]
-
-
-def _latents(statement: ast.stmt, refuse: _Refusal) -> str:
-    """Name of the variable that `latents = scheduler.step(..., latents)[0]` reads and writes."""
-    names = set()
-    for call in _steps(statement):
-        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-        sample = keywords.get("sample", call.args[-1] if call.args else None)
-        if not isinstance(sample, ast.Name):
-            why = "what scheduler.step receives is not a plain variable (it is sliced or unpacked)"
-            raise refuse(call, why)
-        assign = _tail_assignment(statement, call)
-        if assign is None or [ast.unparse(target) for target in assign.targets] != [sample.id]:
-            form = f"{sample.id} = scheduler.step(..., {sample.id})"
-            raise refuse(call, f"the step is not of the form `{form}`")
-        names.add(sample.id)
-    if len(names) != 1:
-        raise refuse(statement, "scheduler.step is applied to different variables")
-    return names.pop()
-
-
-def _tail_assignment(statement: ast.stmt, call: ast.Call) -> ast.Assign | None:
-    """The assignment that holds `call`, if nothing follows it within the statement."""
-    if isinstance(statement, ast.Assign):
-        return statement
-    blocks = [getattr(statement, name, []) for name in ("body", "orelse", "finalbody", "handlers")]
-    for block in blocks:
-        if not block or not isinstance(block[-1], ast.stmt):
-            continue
-        if any(node is call for node in ast.walk(block[-1])):
-            return _tail_assignment(block[-1], call)
-    return None
-
-
-# ---- what is refused
-
-
-class _Refusal:
-    """Builds the error that says which line cannot be woven, and why."""
-
-    def __init__(self, owner: type, original: Any) -> None:
-        self.name = f"{owner.__name__}.__call__"
-        self.file = inspect.getsourcefile(original)
-
-    def __call__(self, node: ast.AST, why: str) -> UnsupportedError:
-        line = getattr(node, "lineno", 0)
-        return UnsupportedError(f"{self.name} cannot be woven: {why} ({self.file}, line {line}).")
-
-
-def _check_function(original: Any, function: ast.FunctionDef, refuse: _Refusal) -> None:
-    if original.__code__.co_freevars:
-        free = original.__code__.co_freevars
-        raise refuse(function, f"it uses variables of an enclosing scope {free}")
-    for node in ast.walk(function):
-        name = node.attr if isinstance(node, ast.Attribute) else ""
-        if name.startswith("__") and not name.endswith("__"):
-            raise refuse(node, f"it uses the private name {name}")
-        if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
-            raise refuse(node, "it is a generator or a coroutine")
-
-
-def _check_repeatable(
-    again: list[ast.stmt], latents: str, initialised: set[str], refuse: _Refusal
-) -> None:
-    """Refuse whatever would come out differently when A runs more than once per step."""
-    for statement in again:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Call) and _name_of(node.func) in RANDOM:
-                raise refuse(node, "it draws random numbers before scheduler.step")
-            if isinstance(node, ast.Call) and _is_scheduler_method(node.func):
-                assert isinstance(node.func, ast.Attribute)
-                if node.func.attr.startswith("set_"):
-                    raise refuse(node, "it changes the scheduler before scheduler.step")
-            stores = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-            if stores and "scheduler" in ast.unparse(node):
-                raise refuse(node, "it changes the scheduler before scheduler.step")
-            if isinstance(node, ast.Return):
-                raise refuse(node, "it returns from inside the loop")
-    nodes = [node for statement in again for node in ast.walk(statement)]
-    names = [node for node in nodes if isinstance(node, ast.Name) and node.id == latents]
-    sets = [name for name in names if isinstance(name.ctx, ast.Store)]
-    if len(sets) != len(list(_steps(again[-1]))):
-        raise refuse(sets[0], f"it rebinds {latents!r}, which scheduler.step receives")
-    carried = _carried(again, initialised) - {latents}
-    if carried:
-        raise refuse(again[0], f"it carries {sorted(carried)} from one step to the next")
-
-
-def _carried(again: list[ast.stmt], initialised: set[str]) -> set[str]:
-    """Variables that A sets but may read before: their value survives to the next run of A.
-
-    A variable that is set under one condition and read under another (`noise_pred_text`) is fine as
-    long as nothing but an earlier statement of A can have set it.
-    """
-    stored = set().union(*map(_stored, again))
-    certain: set[str] = set()  # set by an earlier statement of A, whatever the conditions
-    possible: set[str] = set()  # set by an earlier statement of A, under some condition
-    carried: set[str] = set()
-    for statement in again:
-        early = (_read_first(statement, certain) & stored) - certain
-        carried |= early & (initialised | (early - possible))
-        certain |= _surely_stored(statement)
-        possible |= _stored(statement)
-    return carried
-
-
-def _set_outside(function: ast.FunctionDef, loop: ast.For) -> set[str]:
-    """Parameters, and variables set anywhere but in the loop's own statements before the step."""
-    inside = {id(node) for node in ast.walk(loop)}
-    outside = {
-        node.id
-        for node in ast.walk(function)
-        if id(node) not in inside and isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
-    return _parameters(function) | outside
-
-
-def _parameters(function: ast.FunctionDef) -> set[str]:
-    return {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
-
-
-def _read_first(statement: ast.stmt, certain: set[str]) -> set[str]:
-    """Variables a statement may read before it sets them itself."""
-    if isinstance(statement, ast.If):
-        branches = [
-            _read_first_block(block, certain) for block in (statement.body, statement.orelse)
-        ]
-        return _loaded(statement.test) | branches[0] | branches[1]
-    if isinstance(statement, ast.With):
-        heads = set().union(*(_loaded(item.context_expr) for item in statement.items))
-        return heads | _read_first_block(statement.body, certain)
-    if isinstance(statement, ast.For):
-        target = _stored(statement.target)
-        inside = _read_first_block(statement.body, certain | target) - target
-        return _loaded(statement.iter) | inside
-    if isinstance(statement, ast.AugAssign):
-        return _loaded(statement.value) | _stored(statement.target)
-    return _loaded(statement)
-
-
-def _read_first_block(block: list[ast.stmt], certain: set[str]) -> set[str]:
-    known = set(certain)
-    first: set[str] = set()
-    for statement in block:
-        first |= _read_first(statement, known) - known
-        known |= _surely_stored(statement)
-    return first
-
-
-def _surely_stored(statement: ast.stmt) -> set[str]:
-    if isinstance(statement, ast.If):
-        branches = (statement.body, statement.orelse)
-        stored = [set().union(*map(_surely_stored, block)) for block in branches]
-        return stored[0] & stored[1]
-    if isinstance(statement, ast.With):
-        return set().union(*map(_surely_stored, statement.body))
-    if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
-        return _stored(statement)
-    return set()
-
-
-def _stored(node: ast.AST) -> set[str]:
-    """Variables a node sets; a comprehension's own are in its own scope and do not count."""
-    own = {id(name) for name in _comprehension_targets(node)}
-    return {name.id for name in _names(node, ast.Store) if id(name) not in own}
-
-
-def _loaded(node: ast.AST) -> set[str]:
-    own = {name.id for name in _comprehension_targets(node)}
-    return {name.id for name in _names(node, ast.Load)} - own
-
-
-def _comprehension_targets(node: ast.AST) -> list[ast.Name]:
-    loops = [part for part in ast.walk(node) if isinstance(part, ast.comprehension)]
-    return [name for loop in loops for name in _names(loop.target, ast.Store)]
-
-
-def _names(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
-    names = [name for name in ast.walk(node) if isinstance(name, ast.Name)]
-    return [name for name in names if isinstance(name.ctx, context)]
-
-
-def _name_of(func: ast.expr) -> str:
-    if isinstance(func, ast.Attribute):
-        return func.attr
-    return func.id if isinstance(func, ast.Name) else ""
-
-
 # ---- the rewriting
 
 
@@ -374,32 +201,9 @@ def _inputs(
     again: list[ast.stmt], loop: ast.For, latents: str, variables: set[str]
 ) -> tuple[str, ...]:
     """Local variables that A reads and does not set; no globals: rebinding makes them local."""
-    loaded = set().union(*map(_loaded, again)) & variables
-    stored = set().union(*map(_stored, again)) | _stored(loop.target)
+    loaded = set().union(*map(read_in, again)) & variables
+    stored = set().union(*map(stored_in, again)) | stored_in(loop.target)
     return tuple(sorted(loaded - stored - {"self", latents}))
-
-
-def _timesteps(loop: ast.For, refuse: _Refusal) -> ast.expr:
-    """The expression of the loop's timesteps inside its iterator."""
-    found = [
-        node
-        for node in ast.walk(loop.iter)
-        if isinstance(node, ast.Name | ast.Attribute) and _name_of(node).endswith("timesteps")
-    ]
-    if len(found) != 1:
-        raise refuse(loop, f"it does not loop over timesteps but over `{ast.unparse(loop.iter)}`")
-    return found[0]
-
-
-def _timestep_name(loop: ast.For, refuse: _Refusal) -> str:
-    target = loop.target.elts[-1] if isinstance(loop.target, ast.Tuple) else loop.target
-    plain = isinstance(loop.iter, ast.Name | ast.Attribute)
-    known = ("enumerate", "progress_bar", "tqdm")
-    calls = isinstance(loop.iter, ast.Call) and _name_of(loop.iter.func) in known
-    if not isinstance(target, ast.Name) or not (plain or calls):
-        over = ast.unparse(loop.iter)
-        raise refuse(loop, f"it loops over `{over}`, whose timestep is not a plain variable")
-    return target.id
 
 
 def _rewrite(
@@ -409,12 +213,12 @@ def _rewrite(
     after: list[ast.stmt],
     latents: str,
     inputs: tuple[str, ...],
-    refuse: _Refusal,
+    refuse: Refusal,
 ) -> None:
-    t = _timestep_name(loop, refuse)
-    timesteps = ast.unparse(_timesteps(loop, refuse))
+    t = timestep_name(loop, refuse)
+    timesteps = ast.unparse(timesteps_of(loop, refuse))
     leave = _LeaveOuterLoop()
-    route = _RouteScheduler()
+    route = _RouteScheduler(latents)
     body = [route.visit(part) for statement in again for part in leave.rewritten(statement)]
     lines = [f"    if {name!r} in {RUN}.inputs: {name} = {RUN}.inputs[{name!r}]" for name in inputs]
     rebind = "\n".join([f"if {RUN}.inputs:", *lines, ""]) if inputs else ""
@@ -478,15 +282,35 @@ class _RouteScheduler(ast.NodeTransformer):
 
     routes = {"step": "step_of", "scale_model_input": "scale_of"}  # noqa: RUF012
 
+    def __init__(self, latents: str) -> None:
+        self.latents = latents
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        """`x, old = X.step(..., old, ..., x)` -> `x, old = _w2s.step_of(X, old)(...)`."""
+        written = [ast.unparse(part) for part in parts_of(node.targets[0])]
+        self.generic_visit(node)
+        if written[:1] == [self.latents] and len(written) > 1 and isinstance(node.value, ast.Call):
+            given = read_in(node.value)
+            # What the step was not given has no earlier value, and A does not read it.
+            kept = [name if name in given else "None" for name in written[1:]]
+            made = node.value.func
+            assert isinstance(made, ast.Call)
+            made.args += [ast.copy_location(_expression(name), node) for name in kept]
+        return node
+
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
-        if isinstance(node.func, ast.Attribute) and _is_scheduler_method(node.func):
+        if isinstance(node.func, ast.Attribute) and is_scheduler_method(node.func):
             route = self.routes.get(node.func.attr)
             if route is not None:
                 name = ast.copy_location(ast.Name(RUN, ast.Load()), node.func)
                 method = ast.copy_location(ast.Attribute(name, route, ast.Load()), node.func)
                 node.func = ast.copy_location(ast.Call(method, [node.func.value], []), node.func)
         return node
+
+
+def _expression(source: str) -> ast.expr:
+    return ast.parse(source, mode="eval").body
 
 
 def _compile(tree: ast.Module, original: Any) -> Callable[..., Any]:

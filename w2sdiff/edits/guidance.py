@@ -12,6 +12,8 @@ from w2sdiff.errors import InputError, UnsupportedError
 if TYPE_CHECKING:
     import torch
 
+NEAR_ONE = 0.01  # scales of a pipeline this close to 1 are not divided by
+
 
 @EDITS.register
 @dataclass(frozen=True)
@@ -92,9 +94,15 @@ class Guidance(Edit):
             return c, c
         if c is None:
             return u, u
-        if context.guidance_scale is None or context.guidance_scale == self.scale:
+        s = context.guidance_scale
+        if s is None or s == self.scale:
             return c, u
-        r = (1 - self.scale) / (1 - context.guidance_scale)
+        if abs(1 - s) < NEAR_ONE and not context.rescales:
+            # CogVideoX's dynamic guidance comes down to 1, where u hardly counts and u' would have
+            # to be huge: both halves are the mix, which is then the mix at any scale.
+            mix = u + self.scale * (c - u)
+            return mix, mix
+        r = (1 - self.scale) / (1 - s)
         return c, c + r * (u - c)
 
 

@@ -8,27 +8,38 @@ test could not fail.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "SD_NOISE",
+    "add_ip_adapter",
+    "bert_encoder",
     "byte_symbols",
     "clip_encoder",
     "clip_tokenizer",
+    "controlnet",
+    "decoder_encoder",
+    "half_mask",
+    "image_embeddings",
+    "picture",
     "private_randomness",
+    "qwen_vl_encoder",
     "randomise",
     "t5_encoder",
     "t5_tokenizer",
+    "umt5_encoder",
     "unet",
     "vae",
+    "wan_vae",
 ]
 
 SD_NOISE: dict[str, Any] = {
@@ -118,6 +129,8 @@ def t5_tokenizer() -> Any:
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=512,
+        # For pipelines that write the prompt as a conversation (Z-Image).
+        chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}",
     )
 
 
@@ -156,6 +169,71 @@ def t5_encoder(seed: int, width: int = 32) -> Any:
     return randomise(T5EncoderModel(config), seed)
 
 
+def umt5_encoder(seed: int, width: int = 32) -> Any:
+    """A two-layer UMT5 encoder over the byte tokenizer."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(
+        vocab_size=3 + len(byte_symbols()),
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+    )
+    return randomise(UMT5EncoderModel(config), seed)
+
+
+def bert_encoder(seed: int, width: int = 32) -> Any:
+    """A two-layer BERT over the byte tokenizer of T5."""
+    from transformers import BertConfig, BertModel
+
+    return randomise(BertModel(BertConfig(**_decoder_sizes(width))), seed)
+
+
+def decoder_encoder(kind: Literal["Gemma2", "Llama", "Qwen3"], seed: int, width: int = 32) -> Any:
+    """A two-layer language model over the byte tokenizer of T5, as pipelines use them for words."""
+    import transformers
+
+    # HiDream takes the states and the attention of a model with its head on.
+    name = "LlamaForCausalLM" if kind == "Llama" else f"{kind}Model"
+    more = {"num_key_value_heads": 2, "head_dim": width // 4, "attn_implementation": "eager"}
+    config = getattr(transformers, f"{kind}Config")(**_decoder_sizes(width), **more)
+    return randomise(getattr(transformers, name)(config), seed)
+
+
+def qwen_vl_encoder(seed: int, width: int = 32) -> Any:
+    """A two-layer Qwen2.5-VL over the byte tokenizer of T5; it is shown no pictures."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    rope = {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1, 2]}
+    text = {**_decoder_sizes(width), "num_key_value_heads": 2, "rope_scaling": rope}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "fullatt_block_indexes": [0],
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return randomise(Qwen2_5_VLForConditionalGeneration(config), seed)
+
+
+def _decoder_sizes(width: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 3 + len(byte_symbols()),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    }
+
+
 def vae(seed: int, latent_channels: int = 4, *, flow: bool = False) -> Any:
     """A two-level AutoencoderKL (factor 2); `flow`: a shift, and no quantising convolutions."""
     from diffusers import AutoencoderKL
@@ -174,6 +252,20 @@ def vae(seed: int, latent_channels: int = 4, *, flow: bool = False) -> Any:
     return randomise(model, seed)
 
 
+def wan_vae(seed: int) -> Any:
+    """An AutoencoderKLWan: factor 8 in space, 4 in time."""
+    from diffusers import AutoencoderKLWan
+
+    model = AutoencoderKLWan(
+        base_dim=3,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )
+    return randomise(model, seed)
+
+
 def unet(seed: int, **settings: Any) -> Any:
     """A two-level UNet2DConditionModel; `settings` win."""
     from diffusers import UNet2DConditionModel
@@ -187,3 +279,69 @@ def unet(seed: int, **settings: Any) -> Any:
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     }
     return randomise(UNet2DConditionModel(**common | settings), seed)
+
+
+def controlnet(network: Any, seed: int) -> Any:
+    """A ControlNet of the shape of a UNet; its condition is a picture twice the latents' size."""
+    from diffusers import ControlNetModel
+
+    model = ControlNetModel.from_unet(
+        network, conditioning_embedding_out_channels=(8, 16), load_weights_from_unet=False
+    )
+    return randomise(model, seed)
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def picture(seed: int, size: int = 16) -> Tensor:
+    """A picture [1, 3, size, size] between 0 and 1."""
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed + 5))
+
+
+def half_mask(size: int = 16) -> Tensor:
+    """A mask [1, 1, size, size] of the left half: what inpainting paints."""
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., : size // 2] = 1
+    return mask
+
+
+def add_ip_adapter(pipe: Any, seed: int, width: int = 12) -> Any:
+    """Load a random IP-Adapter for image embeddings of `width` by the pipeline's own loader.
+
+    The state has the form of the published files: a projection to four tokens, and a key and a
+    value matrix per cross-attention, numbered by the odd numbers.
+    """
+    network = pipe.unet
+    words = network.config.cross_attention_dim
+    generator = torch.Generator().manual_seed(seed + 31)
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        noise: Tensor = torch.randn(rows, columns, generator=generator)
+        return noise / math.sqrt(columns)
+
+    state = {}
+    crossing = [name for name in network.attn_processors if name.endswith("attn2.processor")]
+    for number, name in enumerate(crossing):
+        inner = network.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        for part in ("to_k_ip", "to_v_ip"):
+            state[f"{2 * number + 1}.{part}.weight"] = matrix(inner, words)
+    projection = {
+        "proj.weight": matrix(4 * words, width),
+        "proj.bias": 0.1 * matrix(1, 4 * words)[0],
+        "norm.weight": torch.ones(words),
+        "norm.bias": torch.zeros(words),
+    }
+    pipe.load_ip_adapter(
+        {"image_proj": projection, "ip_adapter": state},
+        subfolder="",
+        weight_name="",
+        image_encoder_folder=None,
+    )
+    return pipe
+
+
+def image_embeddings(seed: int, width: int = 12) -> list[Tensor]:
+    """What `add_ip_adapter`'s adapter looks at: [2, 1, width], without and with the picture."""
+    generator = torch.Generator().manual_seed(seed + 17)
+    return [torch.randn(2, 1, width, generator=generator)]

@@ -8,7 +8,8 @@ Guidance is recombined by hand per family, LoRA weights go through diffusers' pu
 the noise levels are derived here from the schedulers' tables. Nothing of w2sdiff is imported. Where
 both mechanisms agree, neither is wrong by itself.
 
-It is exact, slow and narrow: one denoiser call per step or one per branch, no ControlNet.
+It is exact, slow and narrow: a changed guidance scale holds at every step, and a ControlNet runs
+without guess mode and without another prompt.
 `FAMILIES` has its facts for each variant of `w2sdiff.testing` that it applies to.
 """
 
@@ -18,14 +19,16 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 Kind = Literal["vp", "ve", "flow"]
-Layout = Literal["uncond first, one call", "cond first, two calls", "none"]
+Layout = Literal["uncond first, one call", "cond first, one call", "cond first, two calls", "none"]
+Rescale = Literal["std", "norm of each token", "norm at most"]
+Third = Literal["perturbed", "skipped layers"]
 
 
 @dataclass(frozen=True)
@@ -48,38 +51,123 @@ class Family:
     sample: str  # the argument of the denoiser that holds the latents
     layout: Layout
     conditioning: tuple[str, ...]  # the arguments that another prompt changes
-    learned_sigma: bool = False
     embedded_guidance: bool = False
+    scale: str = "guidance_scale"  # the argument of the call
+    offset: float = 0.0  # of that argument to the scale of u + scale (c - u)
+    second: tuple[str, str] | None = None  # another denoiser that takes over, and its scale
+    live: str | None = None  # attribute of the pipeline that holds the scale of this step
+    rescale: Rescale = "std"
+    sign: float = 1.0  # of the denoiser's output in what is stepped with
+    items: bool = False  # the denoiser takes and gives a list of items [C, 1, H, W]
+    doubled: bool = False  # the latents of both branches go through `step`
+    third: Third | None = None  # another branch: of the same call, or in a call of its own
+    residuals: tuple[str, ...] = ()  # the arguments that hold what a ControlNet says
 
 
 _UNET: Layout = "uncond first, one call"
+_TWO: Layout = "cond first, two calls"
+_WORDS = ("encoder_hidden_states",)
+_MASKED = ("encoder_hidden_states", "encoder_attention_mask")
+_SD = Family("unet", "sample", _UNET, _WORDS)
+_SDXL = Family("unet", "sample", _UNET, (*_WORDS, "added_cond_kwargs"))
+_SD3 = Family("transformer", "hidden_states", _UNET, (*_WORDS, "pooled_projections"))
+_FLUX = Family(
+    "transformer",
+    "hidden_states",
+    "none",
+    (*_WORDS, "pooled_projections"),
+    embedded_guidance=True,
+)
+_FLUX_TRUE_CFG = replace(_FLUX, layout=_TWO, embedded_guidance=False, scale="true_cfg_scale")
+_UNET_CONTROL = ("down_block_additional_residuals", "mid_block_additional_residual")
+_FLUX_CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
+
+
+def _around_unet(prefix: str, plain: Family) -> dict[str, Family]:
+    alike = ("", "-img2img", "-inpaint", "-inpaint-9", "-ip-adapter")
+    control = replace(plain, residuals=_UNET_CONTROL)
+    return {
+        **{f"{prefix}{name}": plain for name in alike},
+        **{f"{prefix}-controlnet{name}": control for name in ("", "-img2img")},
+        f"{prefix}-pag": replace(plain, third="perturbed"),
+    }
+
+
 FAMILIES = {
-    "sd": Family("unet", "sample", _UNET, ("encoder_hidden_states",)),
-    "sdxl": Family("unet", "sample", _UNET, ("encoder_hidden_states", "added_cond_kwargs")),
-    "sd3": Family(
-        "transformer", "hidden_states", _UNET, ("encoder_hidden_states", "pooled_projections")
-    ),
-    "flux": Family(
-        "transformer",
-        "hidden_states",
-        "none",
-        ("encoder_hidden_states", "pooled_projections"),
-        embedded_guidance=True,
-    ),
-    "flux-true-cfg": Family(
-        "transformer",
-        "hidden_states",
-        "cond first, two calls",
-        ("encoder_hidden_states", "pooled_projections"),
-    ),
-    "pixart": Family(
+    **_around_unet("sd", _SD),
+    **_around_unet("sdxl", _SDXL),
+    "sdxl-rescale": _SDXL,
+    **{f"sd3{name}": _SD3 for name in ("", "-img2img", "-inpaint")},
+    "sd3-skip-layers": replace(_SD3, third="skipped layers"),
+    **{f"flux{name}": _FLUX for name in ("", "-img2img", "-inpaint", "-fill", "-kontext")},
+    "flux-controlnet": replace(_FLUX, residuals=_FLUX_CONTROL),
+    "flux-true-cfg": _FLUX_TRUE_CFG,
+    "flux-kontext-true-cfg": _FLUX_TRUE_CFG,
+    "pixart": Family("transformer", "hidden_states", _UNET, _MASKED),
+    "pixart-alpha": Family("transformer", "hidden_states", _UNET, _MASKED),
+    "hunyuan-dit": Family(
         "transformer",
         "hidden_states",
         _UNET,
-        ("encoder_hidden_states", "encoder_attention_mask"),
-        learned_sigma=True,
+        (
+            "encoder_hidden_states",
+            "text_embedding_mask",
+            "encoder_hidden_states_t5",
+            "text_embedding_mask_t5",
+        ),
     ),
+    "dit": Family(
+        "transformer",
+        "hidden_states",
+        "cond first, one call",
+        ("class_labels",),
+        doubled=True,
+    ),
+    "sana": Family("transformer", "hidden_states", _UNET, _MASKED),
+    "qwen-image": Family(
+        "transformer",
+        "hidden_states",
+        _TWO,
+        ("encoder_hidden_states", "encoder_hidden_states_mask"),
+        scale="true_cfg_scale",
+        rescale="norm of each token",
+    ),
+    "z-image": Family(
+        "transformer",
+        "x",
+        "cond first, one call",
+        ("cap_feats",),
+        offset=1.0,
+        rescale="norm at most",
+        sign=-1.0,
+        items=True,
+    ),
+    "hidream": Family(
+        "transformer",
+        "hidden_states",
+        _UNET,
+        ("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds"),
+        sign=-1.0,
+    ),
+    "animatediff": Family("unet", "sample", _UNET, _WORDS),
+    "wan-2.1": Family("transformer", "hidden_states", _TWO, _WORDS),
+    "wan-2.2": Family(
+        "transformer",
+        "hidden_states",
+        _TWO,
+        _WORDS,
+        second=("transformer_2", "guidance_scale_2"),
+    ),
+    "wan-i2v": Family("transformer", "hidden_states", _TWO, _WORDS),
+    "cogvideox": Family("transformer", "hidden_states", _UNET, _WORDS),
+    "cogvideox-dpm": Family("transformer", "hidden_states", _UNET, _WORDS),
+    "cogvideox-dynamic": Family(
+        "transformer", "hidden_states", _UNET, _WORDS, live="guidance_scale"
+    ),
+    "ltx": Family("transformer", "hidden_states", _UNET, _MASKED),
 }
+FAMILIES["hunyuan-dit-rescale"] = FAMILIES["hunyuan-dit"]
+FAMILIES["z-image-normalised"] = FAMILIES["z-image"]
 
 
 # --- noise levels ---------------------------------------------------------------------------------
@@ -123,7 +211,7 @@ def grid(scheduler: Any) -> Grid:
     """The levels of a scheduler whose timesteps are set."""
     name = type(scheduler).__name__
     prediction = getattr(scheduler.config, "prediction_type", "flow")
-    if name.startswith("FlowMatch"):
+    if name.startswith("FlowMatch") or getattr(scheduler.config, "use_flow_sigmas", False):
         s = scheduler.sigmas.double().tolist()
         return Grid("flow", "flow", [1 - v for v in s], s)
     if name in (
@@ -138,13 +226,19 @@ def grid(scheduler: Any) -> Grid:
         return Grid(
             "vp", prediction, [(1 + v * v) ** -0.5 for v in s], [v * (1 + v * v) ** -0.5 for v in s]
         )
-    if name == "DDIMScheduler":
+    if name in (
+        "DDIMScheduler",
+        "CogVideoXDDIMScheduler",
+        "CogVideoXDPMScheduler",
+        "DDPMScheduler",
+    ):
         table = scheduler.alphas_cumprod.double().tolist()
         t = [int(v) for v in scheduler.timesteps]
         last = t[-1] - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-        kept = [table[v] for v in t] + [
-            table[last] if last >= 0 else float(scheduler.final_alpha_cumprod)
-        ]
+        # DDPM ends at the clean picture, the others at a level of the table if there is one left.
+        clean = 1.0 if name == "DDPMScheduler" else float(scheduler.final_alpha_cumprod)
+        ends = table[last] if last >= 0 and name != "DDPMScheduler" else clean
+        kept = [*(table[v] for v in t), ends]
         return Grid("vp", prediction, [v**0.5 for v in kept], [(1 - v) ** 0.5 for v in kept])
     raise NotImplementedError(f"the replay has no levels for {name}")
 
@@ -194,7 +288,7 @@ def replay(
         if method == "autoguidance with base":
             gap = wrapped.ask(strong, x, i) - wrapped.ask(weak, x, i)
             return x, wrapped.ask(base, x, i) + (scale - 1) * gap
-        if not reflect(i, n):
+        if not reflect(i - wrapped.first, n - wrapped.first):
             return x, wrapped.ask(base, x, i)
         for _ in range(times):
             down = levels.move(x, wrapped.ask(strong, x, i), at=i, to=i + 1)
@@ -204,8 +298,7 @@ def replay(
         return x, wrapped.ask(base, x, i)
 
     with wrapped.installed(step), torch.no_grad():
-        found: Tensor = pipe(**call).images
-        return found
+        return _latents(pipe, call)
 
 
 def remix(
@@ -226,11 +319,16 @@ def remix(
     wrapped = _Wrapped(pipe, FAMILIES[family], call, {})
 
     def step(x: Tensor, i: int, n: int, _levels: Grid, _as_called: Tensor) -> tuple[Tensor, Tensor]:
-        return x, mix(*wrapped.halves(wrapped.answers), i, n)
+        c, u = wrapped.halves(wrapped.answers, x)
+        return x, mix(c, u, i - wrapped.first, n - wrapped.first)
 
     with wrapped.installed(step), torch.no_grad():
-        found: Tensor = pipe(**call).images
-        return found
+        return _latents(pipe, call)
+
+
+def _latents(pipe: Any, call: Mapping[str, Any]) -> Tensor:
+    """What a call returns, whether it is called images or frames."""
+    return torch.as_tensor(pipe(**call)[0])
 
 
 class _Wrapped:
@@ -244,99 +342,182 @@ class _Wrapped:
         others: Mapping[int, list[dict[str, Any]]],
     ) -> None:
         self.pipe, self.spec, self.call, self.others = pipe, spec, call, others
-        self.denoiser = getattr(pipe, spec.denoiser)
-        self.forward = self.denoiser.forward
-        self.signature = inspect.signature(self.forward)
+        names = [spec.denoiser, *(spec.second or ())[:1]]
+        self.denoisers = [getattr(pipe, name) for name in names]
+        self.forwards = [denoiser.forward for denoiser in self.denoisers]
+        self.signature = inspect.signature(self.forwards[0])
         self.captured: list[dict[str, Any]] = []
         self.answers: list[Tensor] = []
+        self.controlled: dict[str, Any] = {}  # what the ControlNet was given at this step
+        self.control = getattr(pipe, "controlnet", None) if spec.residuals else None
+        self.speaking = 0  # which of the denoisers the pipeline has called at this step
         self.levels: Grid | None = None
-        self.index = 0
+        self.index = 0  # of the step among the scheduler's: image to image begins late
+        self.first = 0
 
     @contextmanager
     def installed(self, step: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
         scheduler = self.pipe.scheduler
         real_step = scheduler.step
 
-        def capture(*args: Any, **kwargs: Any) -> Any:
-            self.captured.append(dict(self.signature.bind(*args, **kwargs).arguments))
-            out = self.forward(*args, **kwargs)
-            self.answers.append(out[0])
-            return out
+        def capturing(which: int) -> Callable[..., Any]:
+            def capture(*args: Any, **kwargs: Any) -> Any:
+                self.captured.append(dict(self.signature.bind(*args, **kwargs).arguments))
+                self.speaking = which
+                out = self.forwards[which](*args, **kwargs)
+                self.answers.append(self.stacked(out[0]))
+                return out
 
-        def routed(
-            model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-        ) -> Any:
+            return capture
+
+        signature = inspect.signature(real_step)
+
+        def routed(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs)
+            model_output, sample = given.arguments["model_output"], given.arguments["sample"]
             if self.levels is None:
                 self.levels = grid(scheduler)
+                same = scheduler.timesteps == given.arguments["timestep"]
+                self.first = self.index = int(same.nonzero()[0])
             # recombining by hand must give what the pipeline made of the same outputs
-            mine = self.combine(self.answers, self.call_guidance())
+            mine = self.combine(self.answers, self.call_guidance(), sample)
             torch.testing.assert_close(mine, model_output, rtol=1e-6, atol=1e-5)
             x, prediction = step(
                 sample, self.index, len(scheduler.timesteps), self.levels, model_output
             )
             self.captured, self.answers = [], []
             self.index += 1
-            return real_step(prediction, timestep, x, *args, **kwargs)
+            if x is not sample and getattr(scheduler, "last_sample", None) is not None:
+                scheduler.last_sample = None  # UniPC corrects a sample that it has not been handed
+            given.arguments |= {"model_output": prediction, "sample": x}
+            return real_step(*given.args, **given.kwargs)
 
         # pipelines probe the signature of `step` for eta and generator
-        routed.__signature__ = inspect.signature(real_step)  # type: ignore[attr-defined]
-        self.denoiser.forward, scheduler.step = capture, routed
+        routed.__signature__ = signature  # type: ignore[attr-defined]
+        for which, denoiser in enumerate(self.denoisers):
+            denoiser.forward = capturing(which)
+        if self.control is not None:
+            self.control_forward = self.control.forward
+            self.control.forward = self._control_captured
+        scheduler.step = routed
         try:
             yield
         finally:
-            del self.denoiser.forward, scheduler.step
+            for denoiser in self.denoisers:
+                del denoiser.forward
+            if self.control is not None:
+                del self.control.forward
+            del scheduler.step
+
+    def _control_captured(self, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(self.control_forward).bind(*args, **kwargs)
+        self.controlled = dict(bound.arguments)
+        return self.control_forward(*args, **kwargs)
 
     def call_guidance(self) -> float:
-        name = "true_cfg_scale" if self.spec.layout == "cond first, two calls" else "guidance_scale"
-        return float(self.call.get(name, 1.0))
+        """The scale that the pipeline itself mixes with at this step."""
+        if self.spec.live is not None:
+            return float(getattr(self.pipe, self.spec.live))
+        name = self.spec.scale
+        if self.speaking and self.spec.second is not None:
+            name = self.spec.second[1]
+        return float(self.call.get(name, 1.0)) + self.spec.offset
+
+    def stacked(self, output: Any) -> Tensor:
+        found: Tensor = torch.stack(list(output)).squeeze(2) if self.spec.items else output
+        signed: Tensor = self.spec.sign * found
+        return signed
+
+    def shown(self, x: Tensor, before: Any) -> Any:
+        """X in the place of the latents in what the denoiser was given before."""
+        if self.spec.items:
+            return [item for _ in range(len(before) // len(x)) for item in x.unsqueeze(2).unbind()]
+        copies = torch.cat([x] * (len(before) // len(x)))
+        # A condition's channels (inpainting, image to video) or tokens (Kontext) follow those of
+        # the latents.
+        for axis in range(1, x.ndim):
+            if more := before.shape[axis] - x.shape[axis]:
+                tail = before.narrow(axis, x.shape[axis], more)
+                copies = torch.cat([copies, tail], axis)
+        return copies
+
+    def residuals(self, x: Tensor) -> dict[str, Any]:
+        """What the ControlNet says of x."""
+        if self.control is None:
+            return {}
+        name = self.spec.sample
+        given = {**self.controlled, name: self.shown(x, self.controlled[name])}
+        return dict(zip(self.spec.residuals, self.control_forward(**given), strict=True))
 
     def ask(self, role: Role, x: Tensor, at: int) -> Tensor:
         """The guided prediction of a role for x at level `at`, told this step's timestep."""
         assert self.levels is not None
         shown = self.levels.network_input(x, at)
         guidance = self.call_guidance() if role.guidance is None else role.guidance
+        controlled = self.residuals(shown)
+        assert not (controlled and role.prompt)
         outputs = []
         with ExitStack() as stack:
             if role.lora is not None:
-                stack.enter_context(_adapter(self.denoiser, *role.lora))
-            forward = self.forward if role.module is None else role.module.forward
+                stack.enter_context(_adapter(self.denoisers[self.speaking], *role.lora))
+            own = self.forwards[self.speaking]
+            forward = own if role.module is None else role.module.forward
             for k, kwargs in enumerate(self.captured):
-                kwargs = dict(kwargs)
-                copies = kwargs[self.spec.sample].shape[0] // x.shape[0]
-                kwargs[self.spec.sample] = torch.cat([shown] * copies)
+                kwargs = {**kwargs, **controlled}
+                kwargs[self.spec.sample] = self.shown(shown, kwargs[self.spec.sample])
                 if role.prompt is not None:
                     kwargs |= {key: self.others[id(role)][k][key] for key in self.spec.conditioning}
                 if self.spec.embedded_guidance and role.guidance is not None:
                     kwargs["guidance"] = torch.full_like(kwargs["guidance"], role.guidance)
-                outputs.append(forward(**kwargs)[0])
-        return self.combine(outputs, guidance)
+                outputs.append(self.stacked(forward(**kwargs)[0]))
+        return self.combine(outputs, guidance, x)
 
-    def halves(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Conditional and unconditional prediction, without a learned variance."""
+    def halves(self, outputs: list[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Conditional and unconditional prediction of the latents x."""
         if self.spec.layout == "cond first, two calls":
             c, u = outputs
+        elif self.spec.layout == "cond first, one call":
+            c, u = outputs[0].chunk(2)
         else:
-            u, c = outputs[0].chunk(2)
-        keep = (lambda t: t.chunk(2, dim=1)[0]) if self.spec.learned_sigma else (lambda t: t)
-        return keep(c), keep(u)  # type: ignore[no-untyped-call]
+            u, c = outputs[0].chunk(3 if self.spec.third == "perturbed" else 2)[:2]
+        return _cropped(c, x), _cropped(u, x)
 
-    def combine(self, outputs: list[Tensor], guidance: float) -> Tensor:
+    def combine(self, outputs: list[Tensor], guidance: float, x: Tensor) -> Tensor:
         """Classifier-free guidance by hand."""
         if self.spec.layout == "none":
-            mixed = outputs[0]
-        elif self.spec.layout == "cond first, two calls":
-            c, u = outputs
-            mixed = u + guidance * (c - u)
-        else:
-            u, c = outputs[0].chunk(2)
-            mixed = u + guidance * (c - u)
-            if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
-                over = tuple(range(1, c.ndim))
-                mixed = (
-                    phi * mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
-                    + (1 - phi) * mixed
-                )
-        return mixed.chunk(2, dim=1)[0] if self.spec.learned_sigma else mixed
+            return _cropped(outputs[0], x)
+        c, u = self.halves(outputs, x)
+        mixed = u + guidance * (c - u)
+        if self.spec.third == "perturbed":  # Ahn et al. 2024
+            mixed += self.call["pag_scale"] * (c - outputs[0].chunk(3)[2])
+        if self.spec.third == "skipped layers":
+            mixed += self.call["skip_layer_guidance_scale"] * (c - outputs[1])
+        mixed = self.rescaled(mixed, c)
+        return torch.cat([mixed, mixed]) if self.spec.doubled else mixed
+
+    def rescaled(self, mixed: Tensor, c: Tensor) -> Tensor:
+        """What the pipeline does with the mix."""
+        over = tuple(range(1, c.ndim))
+        if self.spec.rescale == "norm of each token":
+            sizes: Tensor = c.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True)
+            return mixed * sizes
+        if self.spec.rescale == "norm at most":
+            if not (most := float(self.call.get("cfg_normalization", 0.0))):
+                return mixed
+            size = mixed.square().sum(over, keepdim=True).sqrt()
+            limit: Tensor = most * c.square().sum(over, keepdim=True).sqrt() / size
+            return mixed * limit.clamp(max=1.0)
+        if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
+            like = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
+            return phi * like + (1 - phi) * mixed
+        return mixed
+
+
+def _cropped(prediction: Tensor, x: Tensor) -> Tensor:
+    """Without a learned variance (more channels), and without a condition's tokens."""
+    for axis in range(1, x.ndim):
+        prediction = prediction.narrow(axis, 0, x.shape[axis])
+    return prediction
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -35,8 +35,11 @@ class Variant:
         arguments: seed -> what it is called with besides steps and generator; latents come out.
         denoiser: attribute of the pipeline that holds the network.
         guidance: name of the argument with the scale; None: it runs without guidance.
+        offset: what is to be added to that argument to have the scale of u + scale (c - u).
+        constant: arguments with which that scale holds at every step, where it else does not.
         calls: of the network per step.
         evaluations: single-branch ones per step.
+        unguided: the same at guidance scale 1; None: one less where there is guidance.
         steps: name of the argument with the number of steps.
         output: attribute of what a call returns.
         since: first diffusers release that has the class, "0.38" being the oldest supported.
@@ -48,8 +51,11 @@ class Variant:
     arguments: Callable[[int], Mapping[str, Any]]
     denoiser: str = "transformer"
     guidance: str | None = "guidance_scale"
+    offset: float = 0.0
+    constant: Mapping[str, Any] = field(default_factory=dict)
     calls: int = 1
     evaluations: int = 2
+    unguided: int | None = None
     steps: str = "num_inference_steps"
     output: str = "images"
     since: str = "0.38"
@@ -71,8 +77,13 @@ class Variant:
     @torch.no_grad()
     def latents(self, pipe: Any, **changes: Any) -> Tensor:
         """The latents of one call."""
-        found: Tensor = getattr(pipe(**self.call(**changes)), self.output)
-        return found
+        # as_tensor: DiT gives pictures as an array, whatever one asks for (diffusers 0.42)
+        return torch.as_tensor(getattr(pipe(**self.call(**changes)), self.output))
+
+    def at_scale(self, scale: float) -> dict[str, Any]:
+        """Arguments of a call that really runs at guidance scale `scale`, in u + scale (c - u)."""
+        assert self.guidance is not None, f"{self.name} has no guidance"
+        return {self.guidance: scale - self.offset, **self.constant}
 
     def network(self, pipe: Any) -> nn.Module:
         """The denoiser of a pipeline."""
