@@ -265,23 +265,25 @@ HIDREAM = Variant("hidream-embeds", "HiDream-I1", _hidream, _hidream_call)
 
 
 def _lcm(seed: int) -> Any:
-    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+    from diffusers import LCMScheduler, StableDiffusionPipeline
 
     network = unet(seed, cross_attention_dim=32, attention_head_dim=2, time_cond_proj_dim=16)
     parts = VARIANTS["sd"].build(seed).components
     scheduler = LCMScheduler.from_config(parts["scheduler"].config)
-    return LatentConsistencyModelPipeline(
+    return StableDiffusionPipeline(
         **{**parts, "unet": network, "scheduler": scheduler}, requires_safety_checker=False
     )
 
 
-def _lcm_call(seed: int) -> dict[str, Any]:
-    given = dict(VARIANTS["sd"].arguments(seed))
-    del given["negative_prompt"]
-    return given
-
-
-LCM = Variant("lcm", "LCM", _lcm, _lcm_call, denoiser="unet", guidance=None, evaluations=1)
+LCM = Variant(
+    "lcm",
+    "Stable Diffusion",
+    _lcm,
+    VARIANTS["sd"].arguments,
+    denoiser="unet",
+    guidance=None,
+    evaluations=1,
+)
 
 
 # --- LoRA where diffusers has no loader -----------------------------------------------------------
