@@ -30,11 +30,11 @@ controlled = pytest.mark.parametrize("variant", CONTROLLED, ids=lambda variant: 
 
 def drawn(variant, pipe, method, **changes):
     with attach(pipe, method) as run:
-        latents = stock(variant, pipe, **changes)
+        latents = plain(variant, pipe, **changes)
     return latents, run.stats
 
 
-def stock(variant, pipe, **changes):
+def plain(variant, pipe, **changes):
     # SD3's encodes the picture with a draw from the global generator (diffusers 0.42).
     with private_randomness(0):
         return variant.latents(pipe, steps=STEPS, **changes)
@@ -51,21 +51,21 @@ def test_control_scale_is_a_call_with_that_scale(variant):
     pipe = variant.build()
     scale = [0.2, 0.9] if "two" in variant.name else 0.2
     found, stats = drawn(variant, pipe, Plain(ControlScale(scale)))
-    assert torch.equal(found, stock(variant, pipe, **{SCALE: scale}))
-    assert not torch.allclose(found, stock(variant, pipe), rtol=1e-3)
+    assert torch.equal(found, plain(variant, pipe, **{SCALE: scale}))
+    assert not torch.allclose(found, plain(variant, pipe), rtol=1e-3)
     assert stats.evaluations == stats.steps * variant.evaluations
 
 
 @controlled
 def test_no_control_is_scale_zero_without_a_call_of_the_controlnet(variant):
     pipe = variant.build()
-    expected = stock(variant, pipe, **{SCALE: 0.0})
+    expected = plain(variant, pipe, **{SCALE: 0.0})
     calls = counted(pipe.controlnet)
     found, stats = drawn(variant, pipe, Plain(NoControl()))
     assert not calls
     close(found, expected, scheduler=pipe.scheduler)
     assert stats.evaluations == stats.steps * variant.evaluations
-    stock(variant, pipe)
+    plain(variant, pipe)
     assert len(calls) == stats.steps
 
 
@@ -73,7 +73,7 @@ def test_one_scale_is_for_all_controlnets():
     (variant,) = (one for one in CONTROLLED if "two" in one.name)
     pipe = variant.build()
     found, _ = drawn(variant, pipe, Plain(ControlScale(0.4)))
-    assert torch.equal(found, stock(variant, pipe, **{SCALE: [0.4, 0.4]}))
+    assert torch.equal(found, plain(variant, pipe, **{SCALE: [0.4, 0.4]}))
     with pytest.raises(UnsupportedError, match="3 scales are given for 2 ControlNets"):
         drawn(variant, pipe, Plain(ControlScale([1, 2, 3])))
 
@@ -82,8 +82,8 @@ def test_control_ends_where_the_call_says_whatever_the_scale():
     pipe = SD_CONTROL.build()
     ends = {"control_guidance_end": 0.4}
     found, _ = drawn(SD_CONTROL, pipe, Plain(ControlScale(1.5)), **ends)
-    assert torch.equal(found, stock(SD_CONTROL, pipe, **ends, **{SCALE: 1.5}))
-    assert not torch.equal(found, stock(SD_CONTROL, pipe, **{SCALE: 1.5}))
+    assert torch.equal(found, plain(SD_CONTROL, pipe, **ends, **{SCALE: 1.5}))
+    assert not torch.equal(found, plain(SD_CONTROL, pipe, **{SCALE: 1.5}))
 
 
 def test_every_role_has_its_own_control():
@@ -129,9 +129,9 @@ def test_every_ip_adapter_has_its_own_scale():
     found, _ = drawn(IP_TWO, pipe, Plain(IPAdapterScale([0.1, 1.3])))
     same, _ = drawn(IP_TWO, pipe, Plain(IPAdapterScale(0.6)))
     pipe.set_ip_adapter_scale([0.1, 1.3])
-    assert torch.equal(found, stock(IP_TWO, pipe))
+    assert torch.equal(found, plain(IP_TWO, pipe))
     pipe.set_ip_adapter_scale([0.6, 0.6])
-    assert torch.equal(same, stock(IP_TWO, pipe))
+    assert torch.equal(same, plain(IP_TWO, pipe))
     with pytest.raises(UnsupportedError, match="3 scales are given for 2 IP-Adapters"):
         drawn(IP_TWO, pipe, Plain(IPAdapterScale([1, 2, 3])))
 
@@ -140,10 +140,10 @@ def test_scales_per_block_are_there_again():
     """InstantStyle: another scale in every block, which diffusers keeps in each layer."""
     pipe = hosts.IP.build()
     pipe.set_ip_adapter_scale({"up": {"block_0": [0.0, 1.0]}, "mid": 0.3})
-    stock = stock(hosts.IP, pipe)
+    stock = plain(hosts.IP, pipe)
     found, _ = drawn(hosts.IP, pipe, W2SD(weak=IPAdapterScale(0.0)))
     assert not torch.equal(found, stock)
-    assert torch.equal(stock(hosts.IP, pipe), stock)
+    assert torch.equal(plain(hosts.IP, pipe), stock)
 
 
 def test_ip_adapter_scale_needs_an_ip_adapter():
@@ -170,14 +170,14 @@ def test_embedded_guidance_beside_true_guidance():
 def test_embedded_guidance_of_a_latent_consistency_model():
     pipe = hosts.LCM.build()
     found, _ = drawn(hosts.LCM, pipe, Plain(EmbeddedGuidance(2.5)), guidance_scale=8.0)
-    assert torch.equal(found, stock(hosts.LCM, pipe, guidance_scale=2.5))
+    assert torch.equal(found, plain(hosts.LCM, pipe, guidance_scale=2.5))
 
 
 def test_embedded_guidance_is_told_to_the_controlnet_too():
     (variant,) = (one for one in CONTROLLED if one.name == "flux-controlnet")
     pipe = variant.build()
     found, _ = drawn(variant, pipe, Plain(EmbeddedGuidance(1.5)))
-    assert torch.equal(found, stock(variant, pipe, guidance_scale=1.5))
+    assert torch.equal(found, plain(variant, pipe, guidance_scale=1.5))
 
 
 def test_embedded_guidance_needs_a_network_that_is_told():

@@ -80,7 +80,6 @@ def load_lora(pipe: Any, file: str | Path, name: str, scale: float = 1.0) -> Non
         init_lora_weights=False,
     )
     active = {name for layer in lora_layers(denoiser) for name in layer.active_adapters}
-    training = denoiser.training
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is another adapter already
         inject_adapter_in_model(config, denoiser, adapter_name=name)
@@ -93,7 +92,7 @@ def load_lora(pipe: Any, file: str | Path, name: str, scale: float = 1.0) -> Non
     for layer in lora_layers(denoiser):
         layer.set_adapter([*sorted(active), name])
         if name in layer.scaling:
-            _settle(layer, name, training)
+            _settle(layer, name)
             layer.set_scale(name, scale)
     denoiser.requires_grad_(False)
 
@@ -152,10 +151,10 @@ def _check_layers(halves: Mapping[str, Any], denoiser: nn.Module, file: str | Pa
             )
 
 
-def _settle(layer: Any, name: str, training: bool) -> None:
+def _settle(layer: Any, name: str) -> None:
     """Bring a new adapter to where its layer is, in its layer's dtype and mode."""
     weight = layer.get_base_layer().weight
     for half in (layer.lora_A[name], layer.lora_B[name]):
         floating = weight.dtype if weight.is_floating_point() else None
         half.to(device=weight.device, dtype=floating)
-        half.train(training)
+    layer.train(layer.get_base_layer().training)
