@@ -124,6 +124,9 @@ def test_what_is_no_lora_of_this_network_is_refused(pipe, tmp_path):
         save_file(state, tmp_path / f"{name}.safetensors")
         with pytest.raises(InputError, match=says):
             load_lora(pipe, tmp_path / f"{name}.safetensors", "style")
+    (tmp_path / "text.safetensors").write_text("no tensors", "utf-8")
+    with pytest.raises(InputError, match="Cannot read the LoRA"):
+        load_lora(pipe, tmp_path / "text.safetensors", "style")
     with pytest.raises(InputError, match="No LoRA at"):
         load_lora(pipe, tmp_path / "nowhere.safetensors", "style")
     compare(before, fingerprint(pipe))

@@ -49,7 +49,7 @@ def load_lora(pipe: Any, file: str | Path, name: str, scale: float = 1.0) -> Non
             ...
         w2sdiff.errors.InputError: No LoRA at nowhere.safetensors.
     """
-    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from peft import inject_adapter_in_model, set_peft_model_state_dict
 
     found = [pipe.__dict__.get(part) for part in ("unet", "transformer")]
     denoiser = next((part for part in found if part is not None), None)
@@ -60,26 +60,9 @@ def load_lora(pipe: Any, file: str | Path, name: str, scale: float = 1.0) -> Non
     if name in (getattr(denoiser, "peft_config", None) or {}):
         raise InputError(f"A LoRA called {name!r} is loaded already; choose another name.")
     halves, alphas = _read(Path(file))
-    settings = _settings(Path(file))
-    common = settings.get("lora_alpha")
+    config = _config(halves, alphas, _settings(Path(file)))
     _check_layers(halves, denoiser, file)
-    ranks = {layer: len(pair["A"]) for layer, pair in halves.items()}
-    # With a rank and an alpha of its own for every layer, nothing depends on the common ones. PEFT
-    # reads the keys as the ends of names, or as patterns: ours are whole names.
-    own = {f"^{re.escape(layer)}$": rank for layer, rank in ranks.items()}
-    config = LoraConfig(
-        r=1,
-        lora_alpha=1,
-        rank_pattern=own,
-        alpha_pattern={
-            f"^{re.escape(layer)}$": alphas.get(layer, common or rank)
-            for layer, rank in ranks.items()
-        },
-        target_modules=f"^({'|'.join(map(re.escape, ranks))})$",
-        use_rslora=bool(settings.get("use_rslora")),
-        init_lora_weights=False,
-    )
-    active = {name for layer in lora_layers(denoiser) for name in layer.active_adapters}
+    active = {other for layer in lora_layers(denoiser) for other in layer.active_adapters}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is another adapter already
         inject_adapter_in_model(config, denoiser, adapter_name=name)
@@ -99,6 +82,7 @@ def load_lora(pipe: Any, file: str | Path, name: str, scale: float = 1.0) -> Non
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
     """The halves of every layer, and its alpha where the file has it."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = path / PEFT_FILE if path.is_dir() else path
@@ -106,7 +90,11 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
         raise InputError(f"No LoRA at {path}.")
     halves: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
-    for key, value in load_file(path).items():
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"Cannot read the LoRA {path}: {error}.") from None
+    for key, value in state.items():
         match = _OWN_NAMES.fullmatch(key)
         if match is None:
             raise InputError(f"{path} is no LoRA that PEFT can load: it holds {key!r}.")
@@ -130,6 +118,31 @@ def _settings(path: Path) -> dict[str, Any]:
     if settings.get("alpha_pattern"):
         raise InputError(f"{config} has an alpha_pattern, which is not supported.")
     return settings
+
+
+def _config(
+    halves: Mapping[str, Mapping[str, Tensor]],
+    alphas: Mapping[str, float],
+    settings: Mapping[str, Any],
+) -> Any:
+    """With a rank and an alpha of its own for every layer, nothing depends on the common ones.
+
+    PEFT reads its keys as patterns that the end of a name has to fit: these fit whole names only.
+    """
+    from peft import LoraConfig
+
+    ranks = {layer: len(pair["A"]) for layer, pair in halves.items() if "A" in pair}
+    common = settings.get("lora_alpha")
+    alpha = {layer: alphas.get(layer, common or rank) for layer, rank in ranks.items()}
+    return LoraConfig(
+        r=1,
+        lora_alpha=1,
+        rank_pattern={f"^{re.escape(layer)}$": value for layer, value in ranks.items()},
+        alpha_pattern={f"^{re.escape(layer)}$": value for layer, value in alpha.items()},
+        target_modules=f"^({'|'.join(map(re.escape, ranks))})$",
+        use_rslora=bool(settings.get("use_rslora")),
+        init_lora_weights=False,
+    )
 
 
 def _check_layers(halves: Mapping[str, Any], denoiser: nn.Module, file: str | Path) -> None:
