@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     from w2sdiff.edits import (
         Checkpoint,
         CompressedKV,
+        ControlScale,
+        EmbeddedGuidance,
+        Experts,
         Guidance,
+        IPAdapterScale,
         LearnedGuidance,
         Lora,
+        NoControl,
         Prompt,
+        SkipLayers,
+        load_lora,
     )
     from w2sdiff.errors import InputError, UnsupportedError, W2SDiffError
     from w2sdiff.methods import (
@@ -38,13 +45,19 @@ __all__ = [
     "AutoGuidance",
     "Checkpoint",
     "CompressedKV",
+    "ControlScale",
     "Core2",
+    "EmbeddedGuidance",
+    "Experts",
     "Guidance",
+    "IPAdapterScale",
     "InputError",
     "LearnedGuidance",
     "Lora",
+    "NoControl",
     "Plain",
     "Prompt",
+    "SkipLayers",
     "StaleGuidance",
     "UnsupportedError",
     "W2SDiffError",
@@ -52,13 +65,16 @@ __all__ = [
     "ZCore2",
     "ZigZag",
     "attach",
+    "load_lora",
     "shapes",
 ]
 
 _HOMES = {
     "w2sdiff.drivers": ("attach",),
     "w2sdiff.edits": (
-        *("Checkpoint", "CompressedKV", "Guidance", "LearnedGuidance", "Lora", "Prompt"),
+        *("Checkpoint", "CompressedKV", "ControlScale", "EmbeddedGuidance", "Experts", "Guidance"),
+        *("IPAdapterScale", "LearnedGuidance", "Lora", "NoControl", "Prompt", "SkipLayers"),
+        "load_lora",
     ),
     "w2sdiff.errors": ("InputError", "UnsupportedError", "W2SDiffError"),
     "w2sdiff.methods": (

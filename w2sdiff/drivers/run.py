@@ -61,6 +61,8 @@ class Run:
         self._words: Words | None = None
         self._branches: Branches | None = None
         self._leave_role: list[Callable[[], None]] = []
+        self._bound: Mapping[str, Mapping[str, Any]] = {}
+        self._unbound: Mapping[str, Any] = {}
         self._conversation: Steps | None = None
         self._levels: Levels | None = None
 
@@ -88,6 +90,7 @@ class Run:
         self._conversation = self._branches = self._words = None
         self._levels = self.context.request = None
         self._frame: Frame = {}
+        self._bound = self._unbound = {}
         self.x = self.t = None
         self.inputs = {}
         self.__dict__.pop("_step", None)
@@ -110,7 +113,7 @@ class Run:
     left: str | None = None
     x: Any = None  # the request's latents
     t: Any = None  # the timestep the network is told
-    inputs: Mapping[str, Any] = {}  # loop variables under the request's words
+    inputs: Mapping[str, Any] = {}  # loop variables under the request's role
 
     def enter(self, timesteps: Any, frame: Frame) -> None:
         """The loop is about to start."""
@@ -139,6 +142,7 @@ class Run:
         self._called_t = t
         self._frame = frame
         self._words.step_begins(frame)
+        self._bind(frame)
         in_window = self.method.window.contains(self._index, self._num_steps)
         self._step = Step(x, self._offset + self._index, in_window, self.levels)
         self._conversation = self.method.steps(self._step)
@@ -193,7 +197,8 @@ class Run:
         self.stats.requests += 1
         self.x, self._at = request.x, request.at
         self.t = self._told(request)
-        self.inputs = self._words.inputs(request.role)
+        bound = {**self._unbound, **self._bound[request.role]}
+        self.inputs = {**self._words.inputs(request.role), **bound}
         if self._needs_scale or (self._family is not None and self._family.doubled):
             self._read_scale()
         for edit in edits:
@@ -203,6 +208,20 @@ class Run:
         self.context.request = None
         when = (self._index, self._num_steps, request.at, self.levels)
         self._branches = Branches(edits, self.context, self._family, request.x, when)
+
+    def _bind(self, frame: Frame) -> None:
+        """Loop variables that edits of a role change, and what they are as called."""
+        loop = {name: frame[name] for name in self._woven.inputs if name in frame}
+        self._bound = {
+            role: {
+                name: value
+                for edit in edits
+                for name, value in edit.variables(loop, self.context).items()
+            }
+            for role, edits in self._roles.items()
+        }
+        changed = set().union(*self._bound.values())
+        self._unbound = {name: loop[name] for name in changed}
 
     def _told(self, request: Eval) -> Any:
         if request.time is None or request.time == self._step.this:
@@ -253,9 +272,9 @@ class Run:
         self._leave()
         self._branches = None
         self.asking, self.t = False, self._called_t
-        # What follows the step, and the next step, see the words of the call again, not those of
-        # the last request.
-        self.inputs = self._words.called
+        # What follows the step, and the next step, see the variables of the call again, not those
+        # of the last request.
+        self.inputs = {**self._words.called, **self._unbound}
         if x is not self._step.x and getattr(scheduler, "last_sample", None) is not None:
             # UniPC's and SASolver's corrector (diffusers 0.42) rebuilds the sample from the last
             # one and would ignore ours.

@@ -103,10 +103,17 @@ class Checkpoint(Edit):
         state = context.pipe.__dict__
         called = {name: state[name] for name in others}
         offloaded = _make_room(context.pipe, called, others)
+        pairs = [(called[name], other) for name, other in others.items()]
+        perturbed = context.remember_in_call((*key, "perturbed"), lambda: _perturbed(pairs))
+        own = [(layer, layer["processor"]) for layer, _ in perturbed]
+        for layer, processor in perturbed:
+            layer["processor"] = processor
         state.update(others)
 
         def leave() -> None:
             state.update(called)
+            for layer, processor in own:
+                layer["processor"] = processor
             for other in offloaded:
                 other.to("cpu")
 
@@ -234,6 +241,20 @@ def _place(pipe: Any, called: nn.Module, other: nn.Module) -> None:
         cpu_offload(other, pipe._execution_device)
     elif not _offload_hooks(pipe, called):
         other.to(pipe._execution_device)
+
+
+def _perturbed(pairs: list[tuple[Any, nn.Module]]) -> list[tuple[dict[str, Any], Any]]:
+    """Layers (their `__dict__`) of the other networks with the processors that PAG wants there.
+
+    Perturbed-attention guidance replaces processors of the pipeline's own network when the call
+    begins (diffusers 0.42); without them the third branch of another one would not be perturbed.
+    """
+    return [
+        (_plain(other).get_submodule(name.removesuffix(".processor")).__dict__, processor)
+        for called, other in pairs
+        for name, processor in getattr(called, "attn_processors", {}).items()
+        if type(processor).__name__.startswith("PAG")
+    ]
 
 
 def _as_found(module: nn.Module) -> Callable[[], None]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from w2sdiff.edits import load_lora
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.generate.models import DENOISERS, Model
 from w2sdiff.generate.settings import SCHEDULERS, Settings
@@ -110,8 +111,10 @@ def _set_scheduler(pipe: Any, name: str) -> None:
 def _load_loras(pipe: Any, settings: Settings) -> None:
     if not settings.loras:
         return
-    if not hasattr(pipe, "load_lora_weights"):
-        raise UnsupportedError(f"diffusers loads no LoRAs into {type(pipe).__name__}")
+    if not hasattr(pipe, "load_lora_weights"):  # PixArt, for one
+        for lora in settings.loras:
+            load_lora(pipe, lora.file, lora.name, lora.weight)
+        return
     for lora in settings.loras:
         try:
             with warnings.catch_warnings():
