@@ -7,11 +7,13 @@ request `x`, `t`, `inputs`, `scale_of`, the tapped network, `step_of`.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from w2sdiff.drivers.caches import RoleCaches
 from w2sdiff.drivers.families import Family, Frame
 from w2sdiff.drivers.pag import processors_kept
 from w2sdiff.drivers.prompts import Words
@@ -74,6 +76,7 @@ class Run:
         self._levels = None
         self.context.begin_call(self.columns)
         self._words = Words.of(self._roles, self.context, self._woven)
+        self._caches = RoleCaches()
         started = time.perf_counter()
         try:
             with processors_kept(pipe, self.context.denoisers):
@@ -88,6 +91,7 @@ class Run:
     def _let_go(self) -> None:
         """Keep no tensor of a call that is over."""
         self._conversation = self._branches = self._words = None
+        self._caches = RoleCaches()
         self._levels = self.context.request = None
         self._frame: Frame = {}
         self._bound = self._unbound = {}
@@ -146,6 +150,7 @@ class Run:
         in_window = self.method.window.contains(self._index, self._num_steps)
         self._step = Step(x, self._offset + self._index, in_window, self.levels)
         self._conversation = self.method.steps(self._step)
+        self._spoken: Counter[str] = Counter()
         self.asking, self.left = True, None
         self._ask(next(self._conversation))
 
@@ -194,6 +199,8 @@ class Run:
         assert self._words is not None
         self._leave()
         edits = self._roles[request.role]
+        self._spoken[request.role] += 1
+        self._speaker = request.role, self._spoken[request.role]
         self.stats.requests += 1
         self.x, self._at = request.x, request.at
         self.t = self._told(request)
@@ -245,7 +252,8 @@ class Run:
             return forward(*args, **kwargs)
         branches = self._branches
         before = branches.evaluations, branches.network_calls, branches.saved
-        output = branches.call(forward, module, args, kwargs)
+        with self._caches.of(module, self._speaker):
+            output = branches.call(forward, module, args, kwargs)
         self.stats.evaluations += branches.evaluations - before[0]
         self.stats.calls += branches.network_calls - before[1]
         self.stats.saved += branches.saved - before[2]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from w2sdiff.drivers.caches import takes_both_branches
 from w2sdiff.drivers.halves import Axes, count, half_of_call, stacked, tensor_of, with_tensor
 from w2sdiff.edits.base import BOTH, COND, UNCOND, Context, Edit, Halves, Inputs, Request
 from w2sdiff.errors import UnsupportedError
@@ -139,7 +140,7 @@ class Branches:
         if branches != 2:
             return run.all(branches)
         self._context.request = Request(*self._when, run.branch(self._layout))
-        return self._one_call(run, needs, mapping)
+        return self._one_call(run, needs, mapping, whole=takes_both_branches(module))
 
     def _needs(self) -> Halves:
         needs = BOTH
@@ -152,13 +153,17 @@ class Branches:
             c, u = edit.halves(c, u, self._context)
         return c, u
 
-    def _one_call(self, run: _Network, needs: Halves, mapping: list[Edit]) -> Any:
-        """One call with the batch [u, c] or [c, u]."""
+    def _one_call(self, run: _Network, needs: Halves, mapping: list[Edit], *, whole: bool) -> Any:
+        """One call with the batch [u, c] or [c, u]; `whole`: the network wants all of it."""
         order = (1, 0) if self._layout == "uc" else (0, 1)  # position of c, of u
-        if needs == BOTH:
+        if needs == BOTH or whole:
             output = run.all(2)
             parts = tensor_of(output).chunk(2)
-            c, u = self._map(mapping, parts[order[0]], parts[order[1]])
+            c, u = self._map(
+                mapping,
+                parts[order[0]] if "c" in needs else None,
+                parts[order[1]] if "u" in needs else None,
+            )
         else:
             output = run.half(order[0] if needs == COND else order[1])
             self.saved += 1
