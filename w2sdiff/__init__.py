@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Prompt,
     )
     from w2sdiff.errors import InputError, UnsupportedError, W2SDiffError
+    from w2sdiff.generate import preset
     from w2sdiff.methods import (
         W2SD,
         AutoGuidance,
@@ -52,6 +53,7 @@ __all__ = [
     "ZCore2",
     "ZigZag",
     "attach",
+    "preset",
     "shapes",
 ]
 
@@ -61,6 +63,7 @@ _HOMES = {
         *("Checkpoint", "CompressedKV", "Guidance", "LearnedGuidance", "Lora", "Prompt"),
     ),
     "w2sdiff.errors": ("InputError", "UnsupportedError", "W2SDiffError"),
+    "w2sdiff.generate": ("preset",),
     "w2sdiff.methods": (
         *("W2SD", "AutoGuidance", "Core2", "Plain", "StaleGuidance", "Window", "ZCore2", "ZigZag"),
     ),
