@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         load_lora,
     )
     from w2sdiff.errors import InputError, UnsupportedError, W2SDiffError
+    from w2sdiff.generate import preset
     from w2sdiff.methods import (
         W2SD,
         AutoGuidance,
@@ -66,6 +67,7 @@ __all__ = [
     "ZigZag",
     "attach",
     "load_lora",
+    "preset",
     "shapes",
 ]
 
@@ -77,6 +79,7 @@ _HOMES = {
         "load_lora",
     ),
     "w2sdiff.errors": ("InputError", "UnsupportedError", "W2SDiffError"),
+    "w2sdiff.generate": ("preset",),
     "w2sdiff.methods": (
         *("W2SD", "AutoGuidance", "Core2", "Plain", "StaleGuidance", "Window", "ZCore2", "ZigZag"),
     ),

@@ -22,7 +22,7 @@ from w2sdiff.shapes import (
 from w2sdiff.shapes.oracle import judge_all
 from w2sdiff.shapes.train.card import parameter_counts
 from w2sdiff.shapes.train.evaluate import score
-from w2sdiff.shapes.train.lora import LORAS
+from w2sdiff.shapes.train.lora import LORAS, RANK, TARGETS
 from w2sdiff.shapes.train.vae import decode, encode
 from w2sdiff.shapes.world import batch, evaluation_captions
 
@@ -127,6 +127,39 @@ def test_loras_load_into_the_stock_pipeline_whole(lora):
     assert all(
         torch.equal(loaded[key.removeprefix("unet.")].half(), shipped[key]) for key in shipped
     )
+
+
+def test_the_lora_of_the_transformer_draws_small_objects():
+    """Less of the picture is drawn on with it, and more with the opposite of it."""
+    from diffusers import DiffusionPipeline
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+    from safetensors.torch import load_file
+
+    pipe = DiffusionPipeline.from_pretrained(checkpoint_path("shapes-dit"))
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS)
+    inject_adapter_in_model(config, pipe.transformer)
+    weights = load_file(lora_path("shapes-dit", "small"))
+    named = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    assert not set_peft_model_state_dict(pipe.transformer, named).unexpected_keys
+    layers = [m for m in pipe.transformer.modules() if isinstance(m, LoraLayer)]
+    assert len(named) == 2 * len(layers)
+    captions = [c.text for c in evaluation_captions(8, seed=5)]
+    drawn = {}
+    for weight in (0.0, 0.8, -0.8):
+        for layer in layers:
+            layer.set_scale("default", weight)
+        images = pipe(
+            captions,
+            generator=torch.Generator().manual_seed(0),
+            num_inference_steps=4,
+            guidance_scale=2.0,
+            use_resolution_binning=False,
+            max_sequence_length=16,
+            output_type="np",
+        ).images
+        drawn[weight] = np.mean(np.abs(images - images[:, :1, :1]).sum(-1) > 0.25)
+    assert drawn[0.8] < 0.9 * drawn[0.0] < drawn[0.0] < drawn[-0.8]
 
 
 @pytest.mark.parametrize("name", NAMES)

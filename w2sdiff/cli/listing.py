@@ -51,8 +51,9 @@ def _presets() -> Iterator[tuple[str, str]]:
     from w2sdiff.generate import PRESETS
 
     for name, preset in PRESETS.items():
+        model = f"{preset.model} ({preset.hub})" if preset.hub else preset.model
         needs = f"; needs {preset.needs}" if preset.needs else ""
-        yield name, f"{preset.method} on {preset.model}: {preset.source}{needs}"
+        yield name, f"{preset.method} on {model}: {preset.source}{needs}"
 
 
 def _models() -> Iterator[tuple[str, str]]:

@@ -141,7 +141,8 @@ def _cell(value: dict[str, Any]) -> str:
 
 
 def _training(kind: str, out: Path) -> str:
-    stages = f"vae text {kind}" + (" lora balance" if kind == "unet" else "") + " export"
+    loras = {"unet": "lora balance", "dit": "dit-lora"}[kind]
+    stages = f"vae text {kind} {loras} export"
     lines = [
         f"`python -m w2sdiff.shapes.train {stages} --seed 0 --out DIR`",
         "",
@@ -153,8 +154,7 @@ def _training(kind: str, out: Path) -> str:
         ENCODERS[kind]: text.SCHEDULE,
         kind: denoiser.SCHEDULES[kind],
     }
-    if kind == "unet":
-        runs |= dict.fromkeys(lora.LORAS, lora.SCHEDULE)
+    runs |= {lora.run_name(kind, name): lora.SCHEDULE for name in lora.OF_KIND[kind]}
     for run, schedule in runs.items():
         end = _last(out / "runs" / run / "log.jsonl", "loss")
         if end:
@@ -209,7 +209,8 @@ frequent as red, yellow and green, also where the caption leaves the colour open
     "dit": """A small PixArt-Sigma of the world of shapes (`w2sdiff.shapes.world`): 64 × 64 pixels,
 8 × 8 latents, v prediction. `transformer` is the strong denoiser, `transformer_weak` the weak one:
 an early checkpoint of the same run. PixArt's resolution binning knows no pictures this small: call
-with `use_resolution_binning=False`.""",
+with `use_resolution_binning=False`. `loras/small` draws small objects only; diffusers loads no
+LoRAs into PixArt, PEFT does (`inject_adapter_in_model`, `set_peft_model_state_dict`).""",
 }
 
 _LIMITS = """Every training picture comes from `w2sdiff.shapes.world.batch`: drawn, endless, free
