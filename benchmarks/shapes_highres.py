@@ -1,0 +1,376 @@
+"""PixArt-Σ's ablation on a model anyone can run: shapes-dit at 128 pixels, and compressed.
+
+shapes-dit draws 64 x 64 pixels, 64 tokens. Here it is taken to 128 x 128, four times the tokens, by
+interpolated positions, adapted there, and then compressed: kinds, layers, steps of adaptation.
+The oracle judges held-out captions (pictures of 128 pixels as means of 2 x 2), and the error of the
+prediction is measured on rendered pictures that nothing was trained on.
+
+    python benchmarks/shapes_highres.py --train        the trainings, one after another; resumable
+    python benchmarks/shapes_highres.py [--limit 200] [--steps 12]     what came of them
+
+Both take --folder (default runs/shapes_highres). The trainings are the commands that `--commands`
+prints; on one core (OMP_NUM_THREADS=1) 500 steps take 5 to 8 minutes at 128 pixels and 2 at 64. An
+arm that was judged is not drawn again, and arms whose training is missing are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _highres import (
+    LARGE,
+    SMALL,
+    TIMES,
+    TRAININGS,
+    commands,
+    errors,
+    others,
+    predicted,
+    train,
+    trained,
+)
+from _shapes import (
+    RESULTS,
+    Arm,
+    Resamples,
+    by_part,
+    compared,
+    draw,
+    interval,
+    judged,
+    proportion,
+    versions,
+    write,
+)
+
+from w2sdiff import Plain
+from w2sdiff.attention import KVCompression
+from w2sdiff.generate import Model, find_model
+from w2sdiff.generate.memory import forget_most, most_and_now_mb
+from w2sdiff.highres import Setup
+from w2sdiff.highres.data import Batch
+from w2sdiff.shapes.captions import parse
+from w2sdiff.shapes.world import Caption, batch, evaluation_captions
+
+VERDICTS = ("better", "worse")
+TUNED, STOCK = "tuned, 2,000 steps", "64 pixels, as it is"
+DEEP = "deep"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to be judged.
+
+    Attributes:
+        size: pixels per side.
+        training: whose network or adapter it is; empty: shapes-dit's own.
+        step: at which it was kept; None: the end.
+        positions: see `w2sdiff.highres.Setup`.
+        kind: of compression; empty: none.
+        ratio: of compression.
+        layers: that are compressed.
+        trained: whether the compression was trained too.
+        rival: the arm it is compared with; empty: none.
+    """
+
+    size: int = LARGE
+    training: str = ""
+    step: int | None = None
+    positions: str = "interpolated"
+    kind: str = ""
+    ratio: int = 2
+    layers: str = DEEP
+    trained: bool = False
+    rival: str = TUNED
+
+    def setup(self, model: Model, folder: Path) -> Setup | None:
+        """How it is built; None: its training is missing."""
+        place = trained(folder, self.training, self.step) if self.training else None
+        if self.training and place is None:
+            return None
+        alone = place is not None and place.is_file()  # an adapter without a network
+        start = TRAININGS[self.training].start if alone else ""
+        return Setup(
+            model,
+            transformer=trained(folder, start) if alone and start else None if alone else place,
+            size=self.size if self.size != SMALL else None,
+            positions=self.positions,  # type: ignore[arg-type]
+            compression=KVCompression(self.kind, self.ratio, self.layers) if self.kind else None,
+            adapter=place if self.trained else None,
+        )
+
+
+NETWORKS = {
+    "positions kept": Network(positions="kept", rival="positions interpolated"),
+    "positions interpolated": Network(rival=""),
+    "tuned, 500 steps": Network(training="tuned", step=500, rival="positions interpolated"),
+    TUNED: Network(training="tuned", rival="positions interpolated"),
+    "tuned, 2,500 steps": Network(training="longer"),
+    **{
+        f"{kind}, untuned": Network(training="tuned", kind=kind)
+        for kind in ("average", "uniform", "uniform_every", "nearest", "conv")
+    },
+    **{
+        f"average, {layers}, untuned": Network(training="tuned", kind="average", layers=layers)
+        for layers in ("middle", "shallow")
+    },
+    **{
+        f"conv, {steps:,} steps": Network(training="conv", step=step, kind="conv", trained=True)
+        for steps, step in ((100, 100), (500, 500), (2000, None))
+    },
+    **{
+        f"conv, {layers}, 500 steps": Network(
+            training=layers, kind="conv", layers=layers, trained=True, rival="conv, 500 steps"
+        )
+        for layers in ("middle", "shallow")
+    },
+    **{
+        f"{kind}, 500 steps": Network(
+            training=kind, kind=kind, trained=True, rival="conv, 500 steps"
+        )
+        for kind in ("average", "uniform")
+    },
+    "conv alone, 500 steps": Network(training="adapter", kind="conv", trained=True),
+    "conv, R = 4, 500 steps": Network(
+        training="conv-4", kind="conv", ratio=4, trained=True, rival="conv, 500 steps"
+    ),
+    STOCK: Network(SMALL, rival=""),
+    **{
+        f"64 pixels, {kind}, untuned": Network(SMALL, kind=kind, rival=STOCK)
+        for kind in ("average", "conv")
+    },
+    "64 pixels, conv, 500 steps": Network(SMALL, "conv64", kind="conv", trained=True, rival=STOCK),
+    "64 pixels, conv alone, 500 steps": Network(
+        SMALL, "adapter64", kind="conv", trained=True, rival=STOCK
+    ),
+    "64 pixels, R = 4, average, untuned": Network(SMALL, kind="average", ratio=4, rival=STOCK),
+    "64 pixels, R = 4, conv alone, 500 steps": Network(
+        SMALL, "adapter64-4", kind="conv", ratio=4, trained=True, rival=STOCK
+    ),
+    "64 pixels, R = 4, conv, 500 steps": Network(
+        SMALL, "conv64-4", kind="conv", ratio=4, trained=True, rival=STOCK
+    ),
+}
+
+
+def judge(
+    model: Model, setup: Setup, captions: list[Caption], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Errors of a network's predictions, and whether its pictures obey."""
+    pipe = setup.build().pipe
+    pipe.transformer.eval()
+    size = setup.size or SMALL
+    found: dict[str, Any] = {
+        "errors": errors(pipe, others(pipe, size, args.pictures, args.folder)).tolist()
+    }
+    guidance = model.default("guidance_scale", None)
+    forget_most("cpu")
+    _, before = most_and_now_mb("cpu")
+    texts = [caption.text for caption in captions]
+    images, seconds = draw(pipe, texts, Arm(Plain(), args.steps, guidance), seed=args.seed)
+    most, _ = most_and_now_mb("cpu")
+    assert images.shape[1:3] == (size, size), images.shape
+    hits = judged(images, captions)
+    return {
+        **found,
+        "hits": [int(hit) for hit in hits],
+        "seconds": seconds,
+        "peak_mb": None if most is None or before is None else round(most - before),
+    }
+
+
+def judge_all(model: Model, captions: list[Caption], args: argparse.Namespace) -> dict[str, dict]:
+    """Every network whose training is there; what is known stays."""
+    known = {}
+    for name, network in NETWORKS.items():
+        setup = network.setup(model, args.folder)
+        if setup is None:
+            print(f"  {name}: its training is missing", flush=True)
+            continue
+        asked = {name: getattr(args, name) for name in ("limit", "steps", "seed", "pictures")}
+        key = json.loads(json.dumps({**asked, **setup.to_json()}))
+        file = args.folder / "judged" / f"{name.replace(' ', '_').replace(',', '')}.json"
+        if file.is_file() and (found := json.loads(file.read_text()))["key"] == key:
+            known[name] = found
+            continue
+        if args.only_known:
+            continue
+        known[name] = {**judge(model, setup, captions, args), "key": key}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(known[name]))
+        share, error = np.mean(known[name]["hits"]), np.mean(known[name]["errors"])
+        seconds = known[name]["seconds"]
+        print(f"  {name}: {share:.3f}, error {error:.4f}, {seconds:.0f} s", flush=True)
+    return known
+
+
+def summed_up(known: dict[str, dict], captions: list[Caption]) -> dict[str, dict]:
+    """Shares, errors and paired differences of all arms."""
+    n = len(captions)
+    pictures = len(next(iter(known.values()))["errors"])
+    again, again_errors = Resamples(n), Resamples(pictures)
+    arms = {}
+    for name, found in known.items():
+        hits, error = np.array(found["hits"], bool), np.array(found["errors"])
+        rival = NETWORKS[name].rival
+        arms[name] = {
+            "score": proportion(hits.sum(), n),
+            "parts": by_part(hits, captions),
+            "error": {
+                "mean": round(float(error.mean()), 4),
+                "interval": interval(again_errors.sums(error.mean(1)) / pictures),
+                "by_time": np.round(error.mean(0), 4).tolist(),
+            },
+            "seconds_per_picture": round(found["seconds"] / n, 4),
+            "peak_mb": found["peak_mb"],
+        }
+        if rival in known:
+            theirs = np.array(known[rival]["hits"], bool)
+            difference = hits.astype(float) - theirs
+            more = (error - np.array(known[rival]["errors"])).mean(1)
+            arms[name]["minus_rival"] = {
+                "rival": rival,
+                **compared(difference.mean(), again.sums(difference) / n, "difference", VERDICTS),
+                "wins": int((difference > 0).sum()),
+                "losses": int((difference < 0).sum()),
+            }
+            arms[name]["error_minus_rival"] = compared(
+                more.mean(), again_errors.sums(more) / pictures, "difference", VERDICTS[::-1]
+            )
+    return arms
+
+
+def ceiling(model: Model, captions_seed: int, n: int = 200) -> dict[str, dict]:
+    """What the oracle says of true pictures of 128 pixels, as they are and through the VAE."""
+    pipe = Setup(model).build().pipe
+    captions, images = batch(captions_seed, n, side=LARGE)
+    parsed = [parse(caption) for caption in captions]
+    back = []
+    with torch.no_grad():
+        for start in range(0, n, 20):
+            pixels = torch.from_numpy(images[start : start + 20]).permute(0, 3, 1, 2) / 127.5 - 1
+            latents = pipe.vae.encode(pixels).latent_dist.mode()
+            decoded = pipe.vae.decode(latents).sample.clamp(-1, 1).permute(0, 2, 3, 1)
+            back.append(np.rint((decoded.numpy() + 1) * 127.5).astype(np.uint8))
+    return {
+        "true pictures": proportion(judged(images, parsed).sum(), n),
+        "through the VAE": proportion(judged(np.concatenate(back), parsed).sum(), n),
+    }
+
+
+def timing(model: Model, repeats: int, items: int = 8) -> dict[str, dict]:
+    """Milliseconds and memory of one evaluation, by tokens, interleaved."""
+    found = {}
+    for size in (SMALL, LARGE, 2 * LARGE):
+        made = {"none": Setup(model, size=size)}
+        for kind, ratio, layers in (
+            ("conv", 2, "deep"),
+            ("conv", 2, "all"),
+            ("average", 2, "deep"),
+            ("average", 2, "all"),
+            ("average", 4, "all"),
+            ("uniform", 2, "all"),
+        ):
+            compression = KVCompression(kind, ratio, layers)
+            made[f"{kind}, R = {ratio}, {layers}"] = Setup(
+                model, size=size, compression=compression
+            )
+        pipes = {name: setup.build().pipe for name, setup in made.items()}
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(items, 8, size // 8, size // 8, generator=generator)
+        states = torch.randn(items, 12, 64, generator=generator)
+        data = Batch(x, states, torch.ones(items, 12))
+        seconds: dict[str, list[float]] = {name: [] for name in pipes}
+        peaks: dict[str, float | None] = {}
+        for repeat in range(repeats + 1):
+            for name, pipe in pipes.items():
+                forget_most("cpu")
+                _, before = most_and_now_mb("cpu")
+                began = time.perf_counter()
+                predicted(pipe.transformer.eval(), x, 500, data, chunk=items)
+                if repeat:
+                    seconds[name].append((time.perf_counter() - began) / items)
+                most, _ = most_and_now_mb("cpu")
+                if most is not None and before is not None:
+                    peaks[name] = max(peaks.get(name) or 0, round(most - before, 1))
+        middle = {name: statistics.median(values) for name, values in seconds.items()}
+        found[f"{(size // 8) ** 2} tokens"] = {
+            name: {
+                "ms": round(1000 * value, 2),
+                "over_none": round(value / middle["none"], 3),
+                "peak_mb": peaks.get(name),
+            }
+            for name, value in middle.items()
+        }
+    return found
+
+
+def table(arms: dict[str, dict]) -> str:
+    lines = [f"{'':42s}{'obeyed':>8s}  {'interval':16s}{'error':>8s}   difference from its rival"]
+    for name, arm in arms.items():
+        low, high = arm["score"]["interval"]
+        row = f"{name:42s}{arm['score']['share']:8.3f}  {low:.3f} to {high:.3f}  "
+        row += f"{arm['error']['mean']:8.4f}"
+        if "minus_rival" in arm:
+            d = arm["minus_rival"]
+            ends = [100 * end for end in d["interval"]]
+            row += f"   {100 * d['difference']:+.1f} ({ends[0]:+.1f} to {ends[1]:+.1f}) "
+            row += f"{d['verdict']}, {d['rival']}"
+        lines.append(row)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/shapes_highres"))
+    parser.add_argument("--train", nargs="*", metavar="NAME", help="train; no name: all")
+    parser.add_argument("--commands", action="store_true", help="say what --train runs")
+    parser.add_argument("--limit", type=int, default=200, help="captions")
+    parser.add_argument("--pictures", type=int, default=64, help="of which errors are measured")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=7, help="of timings")
+    parser.add_argument("--only-known", action="store_true", help="sum up, draw nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS / "shapes_highres.json")
+    args = parser.parse_args()
+
+    if args.commands:
+        print(commands(args.folder))
+        return
+    if args.train is not None:
+        train(args.folder, args.train or list(TRAININGS))
+        return
+    model = find_model("shapes-dit")
+    captions = evaluation_captions(args.limit, seed=args.seed)
+    arms = summed_up(judge_all(model, captions, args), captions)
+    print(table(arms), flush=True)
+    result = {
+        "benchmark": "shapes_highres",
+        "versions": versions(),
+        "settings": {
+            "limit": args.limit,
+            "steps": args.steps,
+            "guidance_scale": model.default("guidance_scale", None),
+            "seed": args.seed,
+            "pictures": args.pictures,
+            "times": list(TIMES),
+            "unit": "caption with its start noise",
+        },
+        "trainings": commands(Path("runs/shapes_highres")).splitlines(),
+        "ceiling": ceiling(model, 9001),
+        "arms": arms,
+        "timing": timing(model, args.repeats),
+    }
+    write(result, args.out)
+
+
+if __name__ == "__main__":
+    main()
