@@ -6,10 +6,12 @@ of the package; `train` runs those that are missing.
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ class Training:
         if self.compress:
             words += ["--kv-compress", self.compress]
         # Few compressors, and nothing else to spoil: they bear a higher learning rate.
-        words += ["--only-adapter", "--lr", "1e-3"] if self.only_adapter else ["--lr", "2e-4"]
+        words += ["--only-adapter", "--lr", "3e-3"] if self.only_adapter else ["--lr", "2e-4"]
         words += ["--render", str(PICTURES), "--steps", str(self.steps), "--batch", "16"]
         words += ["--warmup", "100"]
         for step in self.keep:
@@ -67,7 +69,7 @@ class Training:
 TRAININGS = {
     "tuned": Training(LARGE, "", "", 2000, (500,)),
     "conv64": Training(SMALL, "", "2:conv:deep"),
-    "adapter64": Training(SMALL, "", "2:conv:deep", only_adapter=True),
+    "adapter64": Training(SMALL, "", "2:conv:deep", 2000, (500,), only_adapter=True),
     "adapter64-4": Training(SMALL, "", "4:conv:deep", only_adapter=True),
     "adapter64-all": Training(SMALL, "", "4:conv:all", only_adapter=True),
     "conv64-4": Training(SMALL, "", "4:conv:deep"),
@@ -117,6 +119,17 @@ def commands(folder: Path) -> str:
         shlex.join(["w2sdiff", "kv", "tune", *training.options(folder, name)])
         for name, training in TRAININGS.items()
     )
+
+
+def remembered(file: Path, key: dict, make: Callable[[], dict]) -> dict:
+    """What was found before for the same key; otherwise it is made, and kept in the file."""
+    key = json.loads(json.dumps(key))
+    if file.is_file() and (found := json.loads(file.read_text()))["key"] == key:
+        return dict(found)
+    found = {**make(), "key": key}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found))
+    return found
 
 
 def others(pipe: Any, size: int, count: int, folder: Path) -> Batch:

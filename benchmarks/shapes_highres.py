@@ -16,7 +16,7 @@ arm that was judged is not drawn again, and arms whose training is missing are l
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import statistics
 import time
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from _highres import (
     errors,
     others,
     predicted,
+    remembered,
     train,
     trained,
 )
@@ -196,19 +197,11 @@ def judge_all(model: Model, captions: list[Caption], args: argparse.Namespace) -
             print(f"  {name}: its training is missing", flush=True)
             continue
         asked = {name: getattr(args, name) for name in ("limit", "steps", "seed", "pictures")}
-        key = json.loads(json.dumps({**asked, **setup.to_json()}))
         file = args.folder / "judged" / f"{name.replace(' ', '_').replace(',', '')}.json"
-        if file.is_file() and (found := json.loads(file.read_text()))["key"] == key:
-            known[name] = found
-            continue
-        if args.only_known:
-            continue
-        known[name] = {**judge(model, setup, captions, args), "key": key}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(known[name]))
+        make = functools.partial(judge, model, setup, captions, args)
+        known[name] = remembered(file, {**asked, **setup.to_json()}, make)
         share, error = np.mean(known[name]["hits"]), np.mean(known[name]["errors"])
-        seconds = known[name]["seconds"]
-        print(f"  {name}: {share:.3f}, error {error:.4f}, {seconds:.0f} s", flush=True)
+        print(f"  {name}: {share:.3f}, error {error:.4f}", flush=True)
     return known
 
 
@@ -338,7 +331,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7, help="of timings")
-    parser.add_argument("--only-known", action="store_true", help="sum up, draw nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / "shapes_highres.json")
     args = parser.parse_args()
 
