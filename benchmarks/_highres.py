@@ -45,7 +45,7 @@ class Training:
     size: int
     start: str
     compress: str
-    steps: int = 500
+    steps: int = 200
     keep: tuple[int, ...] = ()
     only_adapter: bool = False
 
@@ -68,12 +68,12 @@ class Training:
 # In the order of their worth, each after what it starts from.
 TRAININGS = {
     "tuned": Training(LARGE, "", "", 2000, (500,)),
-    "conv64": Training(SMALL, "", "2:conv:deep"),
+    "conv64": Training(SMALL, "", "2:conv:deep", 500),
     "adapter64": Training(SMALL, "", "2:conv:deep", 2000, (500,), only_adapter=True),
-    "adapter64-4": Training(SMALL, "", "4:conv:deep", only_adapter=True),
-    "adapter64-all": Training(SMALL, "", "4:conv:all", only_adapter=True),
-    "conv64-4": Training(SMALL, "", "4:conv:deep"),
-    "conv": Training(LARGE, "tuned", "2:conv:deep", 2000, (100, 500)),
+    "adapter64-4": Training(SMALL, "", "4:conv:deep", 500, only_adapter=True),
+    "adapter64-all": Training(SMALL, "", "4:conv:all", 500, only_adapter=True),
+    "conv64-4": Training(SMALL, "", "4:conv:deep", 500),
+    "conv": Training(LARGE, "tuned", "2:conv:deep", 2000, (100, 200, 500)),
     "shallow": Training(LARGE, "tuned", "2:conv:shallow"),
     "middle": Training(LARGE, "tuned", "2:conv:middle"),
     "average": Training(LARGE, "tuned", "2:average:deep"),
@@ -105,8 +105,13 @@ def train(folder: Path, names: list[str]) -> None:
 
 
 def trained(folder: Path, name: str, step: int | None = None) -> Path | None:
-    """Where the network of a training lies, or its adapter; None: it has not been run."""
+    """Where the network of a training lies, or its adapter; None: it has not come so far."""
     inner = folder / name if step is None else folder / name / "steps" / str(step)
+    curves = folder / name / "curves.csv"
+    if step is None and curves.is_file():  # a training that was longer once is as good
+        last = curves.read_text().splitlines()[-1].partition(",")[0]
+        if int(last) < TRAININGS[name].steps:
+            return None
     for place in (inner / "transformer", inner / "kv_adapter.safetensors"):
         if place.exists():
             return place

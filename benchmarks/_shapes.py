@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from w2sdiff import attach
 from w2sdiff.generate import LoraFile, Model, Settings, find_model
 from w2sdiff.generate.pipeline import load_pipeline
 from w2sdiff.methods import Method
-from w2sdiff.shapes.oracle import judge_all
+from w2sdiff.shapes.oracle import Verdict, judge_all
 from w2sdiff.shapes.render import IMAGE_SIZE
 from w2sdiff.shapes.world import CATEGORIES, Caption, completions, is_held_out
 
@@ -112,12 +113,29 @@ def obeyed(pipe: Any, captions: list[Caption], arm: Arm, seed: int) -> tuple[np.
 
 
 def judged(images: np.ndarray, captions: Sequence[Caption]) -> np.ndarray:
-    """The oracle's verdicts; it reads larger pictures as means of squares of pixels."""
+    """Whether each picture obeys its caption, bool [n]."""
+    return np.array([verdict.obeyed for verdict in verdicts(images, captions)])
+
+
+def verdicts(images: np.ndarray, captions: Sequence[Caption]) -> list[Verdict]:
+    """What the oracle says; it reads larger pictures as means of squares of pixels."""
     times = images.shape[1] // IMAGE_SIZE
     if times > 1:
         cells = images.reshape(len(images), IMAGE_SIZE, times, IMAGE_SIZE, times, 3)
         images = np.rint(cells.mean((2, 4))).astype(np.uint8)
-    return np.array([verdict.obeyed for verdict in judge_all(images, captions)])
+    return judge_all(images, captions)
+
+
+def colours_right(verdict: Verdict, caption: Caption) -> bool:
+    """Whether there are as many objects as demanded, in the colours demanded.
+
+    Shape and place aside: a lower bar, for networks whose objects are misshapen.
+    """
+    seen, demands = verdict.objects, caption.demands
+    return len(seen) == len(demands) and any(
+        all(d.colour in (None, s.colour) for d, s in zip(demands, order, strict=True))
+        for order in itertools.permutations(seen)
+    )
 
 
 def by_part(hits: np.ndarray, captions: list[Caption]) -> dict:

@@ -40,9 +40,12 @@ from _shapes import (
     Arm,
     Resamples,
     by_part,
+    colours_right,
     compared,
+    draw,
     obeyed,
     proportion,
+    verdicts,
     versions,
     write,
 )
@@ -249,7 +252,7 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
     limit = args.limit if size == SMALL else args.limit_large
     captions = evaluation_captions(limit, seed=args.seed)
     field, again = entrants(place, g, args.steps), Resamples(limit)
-    hits, arms = {}, {}
+    hits, colours, arms = {}, {}, {}
     for name, (arm, _) in field.items():
         told = {"arm": {**arm.to_json(model)}, "limit": limit, "weak": weights.get(_weak(name))}
         told["arm"].pop("method")
@@ -257,19 +260,21 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
         file = folder / f"{size}_{name}.json".replace(" ", "_").replace(",", "")
         run = functools.partial(_obeyed, pipe, captions, arm, args.seed)
         kept = remembered(file, {**shared, **told}, run)
-        hits[name] = np.array(kept["hits"], bool)
+        hits[name], colours[name] = (np.array(kept[n], bool) for n in ("hits", "colours"))
         arms[name] = {
             "steps": arm.steps,
             "guidance_scale": arm.guidance_scale,
             "evaluations": arm.evaluations,
             "score": proportion(hits[name].sum(), limit),
             "parts": by_part(hits[name], captions),
+            "colours_right": proportion(sum(kept["colours"]), limit),
             "seconds_per_picture": round(kept["seconds"] / limit, 4),
         }
         print(f"  {name}: {hits[name].mean():.3f}, {arm.evaluations}", flush=True)
     for name, (_, rival) in field.items():
         if name != REFERENCE:
             arms[name]["minus_reference"] = minus(hits[name], hits[REFERENCE], again)
+            arms[name]["colours_minus_reference"] = minus(colours[name], colours[REFERENCE], again)
         if rival in hits:
             difference = minus(hits[name], hits[rival], again)
             arms[name]["minus_rival"] = {"rival": rival, **difference}
@@ -283,8 +288,13 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
 
 
 def _obeyed(pipe: Any, captions: list[Caption], arm: Arm, seed: int) -> dict:
-    hits, seconds = obeyed(pipe, captions, arm, seed)
-    return {"hits": [int(hit) for hit in hits], "seconds": seconds}
+    images, seconds = draw(pipe, [c.text for c in captions], arm, seed=seed)
+    found = verdicts(images, captions)
+    return {
+        "hits": [int(verdict.obeyed) for verdict in found],
+        "colours": [int(colours_right(v, c)) for v, c in zip(found, captions, strict=True)],
+        "seconds": seconds,
+    }
 
 
 def _weak(arm: str) -> str:
@@ -330,7 +340,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/shapes_highres"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[SMALL, LARGE])
     parser.add_argument("--limit", type=int, default=200, help="captions at 64 pixels")
-    parser.add_argument("--limit-large", type=int, default=100, help="captions at 128 pixels")
+    parser.add_argument("--limit-large", type=int, default=80, help="captions at 128 pixels")
     parser.add_argument("--choose-on", type=int, default=60, help="captions to choose g on")
     parser.add_argument("--pictures", type=int, default=192, help="for the direction; 128: half")
     parser.add_argument("--steps", type=int, default=10, help="steps of W2SD; sets the budget")

@@ -448,6 +448,14 @@ def test_two_processes_tune_what_one_does(tmp_path, pictures, only_adapter):
         (("--render", "3", "--positions", "near"), "interpolated or kept"),
         (("--render", "3", "--only-adapter"), "nothing is compressed"),
         (("--render", "3", "--kv-compress", "much"), "whole numbers"),
+        (("--render", "3", "--kv-compress", "0"), "1 or more"),
+        (("--render", "3", "--kv-compress", "-2"), "1 or more"),
+        (("--render", "3", "--kv-compress", "2:conv:1-2"), "there is no layer 2"),
+        (("--render", "3", "--size", "16", "--kv-compress", "64"), "larger than the grid"),
+        (("--render", "3", "--kv-compress", "2@none"), "No adapter"),
+        (("--render", "0"), "at least one picture"),
+        (("--render", "3", "--size", "18"), "multiple of 4"),
+        (("--data", "none"), "none at none"),
     ],
 )
 def test_bad_words_are_one_line(tmp_path, capsys, more, says):
