@@ -169,3 +169,43 @@ def test_cards_state_what_the_folder_holds(name):
     assert all(f"| {part} | {n:,} |" in card for part, n in counts.items())
     assert "license: apache-2.0" in card
     assert "python -m w2sdiff.shapes.train" in card
+
+
+def test_the_compression_that_comes_with_shapes_dit_is_found_small_and_worth_its_training(tmp_path):
+    from w2sdiff import CompressedKV
+    from w2sdiff.attention import adapter_compression
+    from w2sdiff.generate import parse_kv
+    from w2sdiff.highres import Rendered, Setup
+    from w2sdiff.highres.data import encode
+
+    model = find_model("shapes-dit")
+    file = model.adapter
+    assert file is not None
+    assert file.stat().st_size <= 2e6
+    assert parse_kv("model", model) == CompressedKV("conv", 2, "deep", adapter=file)
+    compression = adapter_compression(file)
+    pipe = Setup(model).build().pipe
+    data = encode(Rendered(24, 64, seed=1234), pipe, tmp_path, {})  # it was trained on seed 0
+    batch = data.batch(range(24), [False] * 24)
+    noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def error(adapter):
+        """Mean squared error of the predicted v, at three noise levels."""
+        parts = Setup(model, compression=compression, adapter=adapter).build()
+        found = []
+        for time in (200, 500, 800):
+            squared = parts.pipe.scheduler.alphas_cumprod[time]
+            alpha, sigma = squared.sqrt(), (1 - squared).sqrt()
+            predicted = parts.transformer.eval()(
+                alpha * batch.latents + sigma * noise,
+                encoder_hidden_states=batch.states,
+                encoder_attention_mask=batch.mask,
+                timestep=torch.full((24,), time),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            ).sample[:, :8]
+            target = alpha * noise - sigma * batch.latents
+            found.append(float((predicted - target).square().mean()))
+        return np.mean(found)
+
+    assert error(file) < 0.95 * error(None)

@@ -201,7 +201,7 @@ def generate(
             offload=offload,
             compile=compile_,
             attention_backend=attention_backend,
-            kv_compress=library.parse_kv(kv_compress, found) if kv_compress else None,
+            kv_compress=None if kv_compress is None else library.parse_kv(kv_compress, found),
             vae_tiling=vae_tiling,
         ).on_device(small=found.is_shapes)
         options: dict[str, Any] = {"strong": strong, "weak": weak, "base": base, "window": window}
