@@ -508,7 +508,7 @@ class _Wrapped:
             limit: Tensor = most * c.square().sum(over, keepdim=True).sqrt() / size
             return mixed * limit.clamp(max=1.0)
         if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
-            like = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
+            like: Tensor = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
             return phi * like + (1 - phi) * mixed
         return mixed
 
