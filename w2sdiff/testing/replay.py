@@ -149,7 +149,8 @@ FAMILIES = {
         ("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds"),
         sign=-1.0,
     ),
-    "animatediff": Family("unet", "sample", _UNET, _WORDS),
+    "animatediff": _SD,
+    "animatediff-sdxl": _SDXL,
     "wan-2.1": Family("transformer", "hidden_states", _TWO, _WORDS),
     "wan-2.2": Family(
         "transformer",

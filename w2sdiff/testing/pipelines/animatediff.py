@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from w2sdiff.testing.parts import SD_NOISE, clip_encoder, clip_tokenizer, randomise, unet, vae
+from w2sdiff.testing.pipelines import sdxl
 from w2sdiff.testing.variants import NEGATIVE, PROMPT, Variant, add
 
 
@@ -49,4 +51,26 @@ def _call(seed: int) -> dict[str, Any]:
     }
 
 
-add(Variant("animatediff", "AnimateDiff", _animatediff, _call, denoiser="unet", output="frames"))
+def _sdxl(seed: int) -> Any:
+    from diffusers import AnimateDiffSDXLPipeline, DDIMScheduler, MotionAdapter, UNetMotionModel
+
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=2,
+        motion_num_attention_heads=2,
+        use_motion_mid_block=False,
+    )
+    made = sdxl.parts(seed)
+    del made["add_watermarker"]
+    network = randomise(UNetMotionModel.from_unet2d(made["unet"], adapter), seed)
+    scheduler = DDIMScheduler(**SD_NOISE, clip_sample=False)
+    changed = {"unet": network, "motion_adapter": adapter, "scheduler": scheduler}
+    return AnimateDiffSDXLPipeline(**made | changed)
+
+
+def _row(name: str, make: Callable[[int], Any]) -> Variant:
+    return Variant(name, "AnimateDiff", make, _call, denoiser="unet", output="frames")
+
+
+add(_row("animatediff", _animatediff), _row("animatediff-sdxl", _sdxl))
