@@ -150,7 +150,7 @@ FAMILIES = {
         sign=-1.0,
     ),
     "animatediff": _SD,
-    "animatediff-sdxl": _SDXL,
+    "animatediff-xl": _SDXL,
     "wan-2.1": Family("transformer", "hidden_states", _TWO, _WORDS),
     "wan-2.2": Family(
         "transformer",
@@ -508,7 +508,7 @@ class _Wrapped:
             size = mixed.square().sum(over, keepdim=True).sqrt()
             limit: Tensor = most * c.square().sum(over, keepdim=True).sqrt() / size
             return mixed * limit.clamp(max=1.0)
-        if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
+        if phi := float(self.call.get("guidance_rescale", 0.0)):  # Lin et al. 2023, section 3.4
             like: Tensor = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
             return phi * like + (1 - phi) * mixed
         return mixed

@@ -10,8 +10,7 @@ from w2sdiff.testing.unets import called, unet_variants
 from w2sdiff.testing.variants import add
 
 
-def parts(seed: int, **network: Any) -> dict[str, Any]:
-    """What the pipelines are made of; `network` changes the UNet."""
+def _parts(seed: int, **network: Any) -> dict[str, Any]:
     from diffusers import EulerDiscreteScheduler
 
     common: dict[str, Any] = {
@@ -40,5 +39,5 @@ def _rescaled(seed: int) -> dict[str, Any]:
     return {**called(seed), "guidance_rescale": 0.7}
 
 
-_ROWS = unet_variants("sdxl", "Stable Diffusion XL", "StableDiffusionXL", parts)
+_ROWS = unet_variants("sdxl", "Stable Diffusion XL", "StableDiffusionXL", _parts)
 add(*_ROWS, replace(_ROWS[0], name="sdxl-rescale", arguments=_rescaled))
