@@ -19,11 +19,11 @@ from typing import Any
 from diffusers import PixArtSigmaPipeline
 
 from w2sdiff import attach
-from w2sdiff.custom import takes_method
+from w2sdiff.custom import KeepsDtype, takes_method
 
 
-class W2SPixArtSigmaPipeline(PixArtSigmaPipeline):
-    """`PixArtSigmaPipeline` whose call takes `method=`; without one it is the stock pipeline.
+class W2SPixArtSigmaPipeline(KeepsDtype, PixArtSigmaPipeline):
+    """`PixArtSigmaPipeline` with `method=`; without one it is the stock pipeline.
 
     Attributes:
         run_stats: what the last call cost; None after a call without a method.

@@ -1,12 +1,14 @@
-"""What the custom pipelines in `pipelines/` share: the stock signature and docstring with `method`.
+"""What the custom pipelines in `pipelines/` share.
 
-A function and no base class: diffusers finds a custom pipeline by scanning its module for the one
+The stock signature and docstring with `method`, and weights that `from_pipe` leaves as they are. No
+base class that is a pipeline: diffusers finds a custom pipeline by scanning its module for the one
 pipeline class that is not diffusers' own, so a second one must not be in sight.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -49,3 +51,24 @@ def takes_method(stock: type) -> Callable[[Call], Call]:
         return own
 
     return decorate
+
+
+class KeepsDtype:
+    """A pipeline whose weights `from_pipe` shares without converting them.
+
+    `from_pipe` ends with `.to(dtype=...)`, which is float32 where its caller named none (diffusers
+    0.38 to 0.42): a pipeline in bfloat16 whose weights are shared would be converted in place, and
+    take twice the memory. That one call is passed over. Another dtype that is named is obeyed;
+    for float32 call `.to(torch.float32)` afterwards.
+    """
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or convert, as the stock pipeline does."""
+        import torch
+        from diffusers import DiffusionPipeline
+
+        shared = DiffusionPipeline.from_pipe.__func__  # type: ignore[attr-defined]
+        by_default = kwargs.get("dtype") is torch.float32
+        if by_default and sys._getframe(1).f_code is shared.__code__:
+            return self
+        return super().to(*args, **kwargs)  # type: ignore[misc]

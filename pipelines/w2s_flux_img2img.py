@@ -1,0 +1,42 @@
+"""FLUX.1 from a picture with weak-to-strong sampling, as a custom pipeline.
+
+    pipe = DiffusionPipeline.from_pretrained(
+        "black-forest-labs/FLUX.1-dev",
+        custom_pipeline="pipelines/w2s_flux_img2img.py",
+        trust_remote_code=True,
+    )
+    method = W2SD(weak=Guidance(1.5))
+    image = pipe("a lighthouse in a storm", image=picture, strength=0.6, method=method).images[0]
+    pipe.run_stats  # evaluations, seconds, size of each reflection
+
+All the work is `w2sdiff.attach`, which any loaded pipeline can use without this file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import FluxImg2ImgPipeline
+
+from w2sdiff import attach
+from w2sdiff.custom import KeepsDtype, takes_method
+
+
+class W2SFluxImg2ImgPipeline(KeepsDtype, FluxImg2ImgPipeline):
+    """`FluxImg2ImgPipeline` with `method=`; without one it is the stock pipeline.
+
+    Attributes:
+        run_stats: what the last call cost; None after a call without a method.
+    """
+
+    run_stats: Any = None
+
+    @takes_method(FluxImg2ImgPipeline)
+    def __call__(self, *args, method=None, **kwargs):
+        self.run_stats = None
+        if method is None:
+            return super().__call__(*args, **kwargs)
+        with attach(self, method) as run:
+            output = super().__call__(*args, **kwargs)
+        self.run_stats = run.stats
+        return output

@@ -1,0 +1,42 @@
+"""PixArt-α with weak-to-strong sampling, as a custom pipeline.
+
+    pipe = DiffusionPipeline.from_pretrained(
+        "PixArt-alpha/PixArt-XL-2-1024-MS",
+        custom_pipeline="pipelines/w2s_pixart_alpha.py",
+        trust_remote_code=True,
+    )
+    method = ZigZag()
+    image = pipe("a lighthouse in a storm", guidance_scale=4.5, method=method).images[0]
+    pipe.run_stats  # evaluations, seconds, size of each reflection
+
+All the work is `w2sdiff.attach`, which any loaded pipeline can use without this file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import PixArtAlphaPipeline
+
+from w2sdiff import attach
+from w2sdiff.custom import KeepsDtype, takes_method
+
+
+class W2SPixArtAlphaPipeline(KeepsDtype, PixArtAlphaPipeline):
+    """`PixArtAlphaPipeline` with `method=`; without one it is the stock pipeline.
+
+    Attributes:
+        run_stats: what the last call cost; None after a call without a method.
+    """
+
+    run_stats: Any = None
+
+    @takes_method(PixArtAlphaPipeline)
+    def __call__(self, *args, method=None, **kwargs):
+        self.run_stats = None
+        if method is None:
+            return super().__call__(*args, **kwargs)
+        with attach(self, method) as run:
+            output = super().__call__(*args, **kwargs)
+        self.run_stats = run.stats
+        return output
