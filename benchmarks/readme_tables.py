@@ -183,6 +183,42 @@ def shapes_quick(result: dict) -> str:
     )
 
 
+def shapes_pairs(result: dict) -> str:
+    counts = {found["captions"] for found in result["models"].values()}
+    parts = [
+        "### Every kind of pair on the embedded models\n\n"
+        f"`benchmarks/experiments/shapes_pairs_*.yaml`, {' and '.join(map(str, counts))} captions: "
+        "percent obeyed in all and by category, then each pair against plain sampling at its best "
+        "guidance scale with the same steps, with as many evaluations, and against what it is to "
+        "first order. Points with paired 95% intervals; the outcome is corrected over all "
+        "comparisons of a model."
+    ]
+    for model, found in result["models"].items():
+        first = next(iter(found["arms"]))
+        names = [name for name, arm in found["arms"].items() if arm["rival_of"] is None]
+        rows = [_pair_row(name, first, found["arms"]) for name in names]
+        head = [f"{model}, {found['steps']} steps, guidance {found['guidance']:g}"]
+        head += ["evaluations", "all", *found["arms"][first]["parts"]]
+        parts.append(table([*head, "same steps", "equal evaluations", "first order"], rows))
+    return "\n\n".join(parts)
+
+
+def _pair_row(name: str, plain: str, arms: dict) -> list[object]:
+    arm = arms[name]
+    against = {arms[rival]["match"]: told_outcome(d) for rival, d in arm.get("minus", {}).items()}
+    same_steps = arm.get("minus", {}).get(plain)
+    shares = [f"{100 * part['share']:.0f}" for part in (arm["score"], *arm["parts"].values())]
+    told = ["" if same_steps is None else told_outcome(same_steps)]
+    told += [against.get(match, "") for match in ("evaluations", "first order")]
+    return [name, arm["evaluations"], *shares, *told]
+
+
+def told_outcome(difference: dict) -> str:
+    low, high = (100 * end for end in difference["interval"])
+    points = 100 * difference["difference"]
+    return f"{points:+.1f} ({low:+.1f} to {high:+.1f}), {difference['outcome']}"
+
+
 def shapes_clip(result: dict) -> str:
     rows = [
         [name, *(share(result["true_above_altered"][part][name]) for part in ("seen", "held out"))]
@@ -276,6 +312,7 @@ SECTIONS = {
     "core2.json": core2,
     "core2_pair.json": core2_pair,
     "shapes_quick/summary.json": shapes_quick,
+    "shapes_pairs.json": shapes_pairs,
     "shapes_balance.json": shapes_balance,
     "shapes_clip.json": shapes_clip,
     "mixture.json": mixture,

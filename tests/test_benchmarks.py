@@ -120,3 +120,30 @@ def test_attention_measures_every_kind_and_the_port_computes_the_same(result):
 def test_the_denoiser_of_a_large_picture_sees_all_of_its_tokens(result):
     assert result["targets"]["image tokens"] == {"measured": 256, "target": 256, "met": True}
     assert list(result["runs"][0]["stages"]) == ["loading", "prompt", "denoising", "decoding"]
+
+
+@pytest.mark.slow
+def test_pairs_are_reported_by_category_beside_their_rivals(tmp_path):
+    """A run of four captions, and the table that the script makes of it."""
+    experiment = REPO / "benchmarks" / "experiments" / "shapes_pairs_dit.yaml"
+    run, out = tmp_path / "shapes_pairs_dit", tmp_path / "pairs.json"
+    bench = ["bench", str(experiment), "--limit", "4", "--batch", "4", "--no-report"]
+    script = [str(REPO / "benchmarks" / "shapes_pairs.py"), "--models", "shapes-dit"]
+    for command in (
+        ["-m", "w2sdiff", *bench, "--device", "cpu", "--quiet", "--out", str(run)],
+        [*script, "--runs", str(tmp_path), "--out", str(out)],
+    ):
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False, cwd=REPO
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(out.read_text(encoding="utf-8"))["models"]["shapes-dit"]
+    asked = {name: arm for name, arm in found["arms"].items() if arm["rival_of"] is None}
+    pairs = [name for name in asked if not name.startswith("plain")]
+    assert len(pairs) == 6
+    for name in pairs:
+        arm = found["arms"][name]
+        assert sum(part["n"] for part in arm["parts"].values()) == arm["score"]["n"] == 4
+        matches = {found["arms"][rival]["match"] for rival in arm["minus"]}
+        assert {"evaluations", "first order"} <= matches
+        assert "plain" in arm["minus"]
