@@ -16,8 +16,8 @@ Two questions, asked apart:
 
     python benchmarks/compressed_weak.py [--sizes 64 128] [--folder runs/shapes_highres]
 
-The guidance scale is chosen for plain sampling, on other captions: at 64 pixels by
-shapes_methods.py, whose result is read, at 128 here.
+The guidance scale g, at both sizes, is the one that shapes_methods.py chose for plain sampling at
+64 pixels, on other captions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from _shapes import (
     colours_right,
     compared,
     draw,
-    obeyed,
     proportion,
     verdicts,
     versions,
@@ -60,7 +59,6 @@ from w2sdiff.jobs import weights_sha256
 from w2sdiff.shapes.world import Caption, evaluation_captions
 
 VERDICTS = ("better", "worse")
-SCALES = (1.5, 2.0, 3.0, 4.0)
 REFERENCE = "plain, equal evaluations"
 EARLY = "early checkpoint"
 UNCONDITIONAL = "no caption"  # guidance: what is extrapolated away from is the same network's
@@ -213,24 +211,16 @@ def entrants(place: Place, g: float, steps: int) -> dict[str, tuple[Arm, str | N
     for name in place.drawn:
         pair: Any = {"strong": one, "weak": one | place.weak[name]}
         arms[f"W2SD, {name}"] = (within(W2SD(**pair)), f"AutoGuidance 2, {name}")
-        for scale in (1.5, 2.0, 3.0) if place.size == SMALL else (2.0,):
+        for scale in (1.25, 1.5, 2.0) if place.size == SMALL else (1.25, 2.0):
             method = AutoGuidance(**pair, scale=scale, base=Edits())
             arms[f"AutoGuidance {scale:g}, {name}"] = (within(method), None)
     return arms
 
 
-def choose(pipe: Any, size: int, args: argparse.Namespace) -> tuple[float, dict]:
-    """The guidance scale at which plain sampling obeys most of other captions."""
-    if size == SMALL:
-        earlier = json.loads((RESULTS / "shapes_methods.json").read_text(encoding="utf-8"))
-        guidance = earlier["models"]["shapes-dit"]["guidance"]
-        return guidance["g"], guidance
-    captions, curve = evaluation_captions(args.choose_on, seed=args.seed + 1), {}
-    for scale in SCALES:
-        hits, _ = obeyed(pipe, captions, Arm(Plain(), args.steps, scale), args.seed + 1)
-        curve[f"{scale:g}"] = proportion(hits.sum(), len(hits))
-    best = max(SCALES, key=lambda scale: (curve[f"{scale:g}"]["share"], -scale))
-    return best, {"g": best, "chosen_on": args.choose_on, "curve": curve}
+def chosen() -> dict:
+    """The guidance scale that shapes_methods.py chose for plain sampling, and on what."""
+    earlier = json.loads((RESULTS / "shapes_methods.json").read_text(encoding="utf-8"))
+    return dict(earlier["models"]["shapes-dit"]["guidance"])
 
 
 def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
@@ -245,10 +235,7 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
         {**shared, "pictures": args.pictures, "weak": weights, "times": TIMES},
         lambda: {"found": directions(pipe, place, args)},
     )["found"]
-    asked = {**shared, "choose_on": args.choose_on, "steps": args.steps}
-    g, curve = remembered(
-        folder / f"guidance_{size}.json", asked, lambda: {"found": choose(pipe, size, args)}
-    )["found"]
+    g = chosen()["g"]
     limit = args.limit if size == SMALL else args.limit_large
     captions = evaluation_captions(limit, seed=args.seed)
     field, again = entrants(place, g, args.steps), Resamples(limit)
@@ -279,7 +266,7 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
             difference = minus(hits[name], hits[rival], again)
             arms[name]["minus_rival"] = {"rival": rival, **difference}
     return {
-        "guidance": curve,
+        "guidance_scale": g,
         "limit": limit,
         "budget": max(arm.evaluations for arm, _ in field.values()),
         "directions": found,
@@ -316,7 +303,7 @@ def minus(hits: np.ndarray, rival: np.ndarray, again: Resamples) -> dict:
 
 
 def table(size: int, found: dict) -> str:
-    lines = [f"\n{size} pixels: g = {found['guidance']['g']:g}"]
+    lines = [f"\n{size} pixels: g = {found['guidance_scale']:g}"]
     lines.append(f"{'weak model':34s}{'error':>8s}{'best a':>9s}   by noise level, low to high")
     for name, row in found["directions"].items():
         if name == "strong":
@@ -339,9 +326,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/shapes_highres"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[SMALL, LARGE])
-    parser.add_argument("--limit", type=int, default=200, help="captions at 64 pixels")
-    parser.add_argument("--limit-large", type=int, default=80, help="captions at 128 pixels")
-    parser.add_argument("--choose-on", type=int, default=60, help="captions to choose g on")
+    parser.add_argument("--limit", type=int, default=160, help="captions at 64 pixels")
+    parser.add_argument("--limit-large", type=int, default=60, help="captions at 128 pixels")
     parser.add_argument("--pictures", type=int, default=192, help="for the direction; 128: half")
     parser.add_argument("--steps", type=int, default=10, help="steps of W2SD; sets the budget")
     parser.add_argument("--seed", type=int, default=0)

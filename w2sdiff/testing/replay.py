@@ -510,7 +510,7 @@ class _Wrapped:
             return mixed * limit.clamp(max=1.0)
         if phi := float(self.call.get("guidance_rescale", 0.0)):  # Lin et al. 2023, section 3.4
             like: Tensor = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
-            return phi * like + (1 - phi) * mixed
+            mixed = phi * like + (1 - phi) * mixed
         return mixed
 
 
