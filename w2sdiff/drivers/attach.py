@@ -121,9 +121,9 @@ def _shimmed(called: type, owner: type) -> type:
         return copied_as(called, SLOT, super(shim, self).__reduce_ex__(protocol))
 
     own = {**_described(owner), "__call__": __call__, "__reduce_ex__": __reduce_ex__}
-    shim = type(owner.__name__, (owner,), own)
+    shim: Any = type(owner.__name__, (owner,), own)
     if called is owner:
-        return shim
+        return shim  # type: ignore[no-any-return]
     return type(called.__name__, (called, shim), _described(called))
 
 

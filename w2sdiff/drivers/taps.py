@@ -89,13 +89,12 @@ def _tapped(cls: type) -> Any:
 
 
 def copied_as(cls: type, slot: str, reduced: Any) -> Any:
-    """What `copy.deepcopy` and `pickle` build from: the object as it was before we swapped its
-    class, where `reduced` is what Python says of it now.
+    """What `copy.deepcopy` and `pickle` build from: an object as before its class was swapped.
 
     Args:
         cls: the class it had.
         slot: the attribute that we gave it.
-        reduced: (function, arguments, state, ...) of `__reduce_ex__`.
+        reduced: what Python says of it now: (function, arguments, state, ...).
     """
     make, arguments, state, *rest = reduced
     arguments = tuple(cls if _swapped(value, cls) else value for value in arguments)
