@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import diffusers
@@ -268,14 +269,14 @@ def test_every_scheduler_of_diffusers_reflects_or_is_refused(name):
         pytest.skip(f"diffusers {diffusers.__version__} has no {name}Scheduler")
     family = "sd3" if name.startswith(FLOW) else "sd"
     pipe = tiny.build(family)
-    try:
+    stock = None
+    with contextlib.suppress(Exception):  # whatever stock diffusers says
         cls = getattr(diffusers, f"{name}Scheduler")
         pipe.scheduler = cls.from_config(pipe.scheduler.config)
         stock, _ = latents(pipe)
-    except Exception as error:  # whatever stock diffusers says
-        assert name in ELSEWHERE, error
+    assert (stock is None) == (name in ELSEWHERE)
+    if stock is None:
         return
-    assert name not in ELSEWHERE
     driven, _ = latents(pipe, Plain())
     assert torch.equal(driven, stock)
     if name in REFLECTS:

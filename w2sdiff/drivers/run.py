@@ -20,7 +20,7 @@ from w2sdiff.drivers.prompts import Words
 from w2sdiff.drivers.stats import RunStats
 from w2sdiff.drivers.taps import Branches, Taps
 from w2sdiff.edits.base import Context, Edits
-from w2sdiff.errors import UnsupportedError
+from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.levels import Levels
 from w2sdiff.methods.base import Eval, Method, Step, Steps
 
@@ -72,6 +72,11 @@ class Run:
 
     def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the woven `__call__`."""
+        if self._words is not None:
+            raise InputError(
+                "This pipeline is already in a call, of a callback or another thread; "
+                "let it end first, or call a second pipeline made of the same components."
+            )
         self.stats = RunStats(notes=self._notes())
         self._levels = None
         self.context.begin_call(self.columns)
@@ -79,11 +84,14 @@ class Run:
         self._caches = RoleCaches()
         started = time.perf_counter()
         try:
+            for name in self.context.denoisers:
+                self.taps.add(pipe.__dict__[name])
             with processors_kept(pipe, self.context.denoisers):
                 self._words.encode(pipe, args, kwargs)
                 return self._woven.function(pipe, *args, **kwargs)
         finally:
             self._leave()
+            self.taps.remove()
             self._let_go()
             self.context.end_call()
             self.stats.seconds = time.perf_counter() - started

@@ -21,7 +21,7 @@ import torch
 from w2sdiff.drivers.caches import takes_both_branches
 from w2sdiff.drivers.halves import Axes, count, half_of_call, stacked, tensor_of, with_tensor
 from w2sdiff.edits.base import BOTH, COND, UNCOND, Context, Edit, Halves, Inputs, Request
-from w2sdiff.errors import UnsupportedError
+from w2sdiff.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +36,11 @@ When = tuple[int, int, int, Callable[[], "Levels"]]
 
 
 class Taps:
-    """The tapped modules of one `attach`, and the way back."""
+    """The modules of one `attach` that are tapped while the pipeline is in a call.
+
+    Between two calls they are stock modules: whatever asks for their exact class then
+    (`from_pipe` does), copies or saves them, finds what it knows.
+    """
 
     def __init__(self, call: Callable[..., Any]) -> None:
         """`call(forward, module, args, kwargs)` answers for every tapped module."""
@@ -44,8 +48,13 @@ class Taps:
         self._modules: list[nn.Module] = []
 
     def add(self, module: nn.Module) -> None:
-        """Tap a module; tapping it twice is once."""
+        """Tap a module until `remove`; tapping it twice is once."""
         if SLOT in module.__dict__:
+            if module.__dict__[SLOT] != self._call:
+                raise InputError(
+                    f"This {type(module).__name__} is in a call of another attached pipeline; "
+                    "let that end first, or give each pipeline a network of its own."
+                )
             return
         module.__dict__[SLOT] = self._call
         # object.__setattr__: torch.compile's wrapper forwards ordinary attributes to the module
@@ -71,9 +80,32 @@ def _tapped(cls: type) -> Any:
     # The same name, so that whatever asks for it (saving, hooks, error messages) sees the class it
     # knows.
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    own = {"__call__": __call__, "w2sdiff_untapped": cls}
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:  # noqa: N807
+        return copied_as(cls, SLOT, super(tapped, self).__reduce_ex__(protocol))
+
+    own = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, "w2sdiff_untapped": cls}
     tapped: Any = type(cls.__name__, (cls,), {**names, **own})
     return tapped
+
+
+def copied_as(cls: type, slot: str, reduced: Any) -> Any:
+    """What `copy.deepcopy` and `pickle` build from: an object as before its class was swapped.
+
+    Args:
+        cls: the class it had.
+        slot: the attribute that we gave it.
+        reduced: what Python says of it now: (function, arguments, state, ...).
+    """
+    make, arguments, state, *rest = reduced
+    arguments = tuple(cls if _swapped(value, cls) else value for value in arguments)
+    make = cls if _swapped(make, cls) else make  # torch.compile's wrapper is its own function
+    kept = {name: value for name, value in state.items() if name != slot}
+    return (make, arguments, kept, *rest)
+
+
+def _swapped(value: Any, cls: type) -> bool:
+    return isinstance(value, type) and issubclass(value, cls)
 
 
 class Branches:

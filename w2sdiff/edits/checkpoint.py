@@ -96,8 +96,12 @@ class Checkpoint(Edit):
 
     def enter(self, context: Context) -> Callable[[], None]:
         """Put the network in the denoiser's place; the returned function puts the old one back."""
-        key = ("checkpoint", self)
+        # Again for another dtype: `from_pipe` without one casts the networks it shares.
+        dtypes = (context.pipe.__dict__[name].dtype for name in context.denoisers)
+        key = ("checkpoint", self, *dtypes)
         others: dict[str, nn.Module] = context.remember(key, lambda: self._load_all(context))
+        for other in others.values():
+            context.tap(other)
         # The pipeline's own __setattr__ would rewrite its config: the instance's dictionary is the
         # quiet way in.
         state = context.pipe.__dict__
@@ -145,7 +149,6 @@ class Checkpoint(Edit):
                 context.at_end(_as_found(other))
             other.train(called.training)
             _place(context.pipe, called, other)
-            context.tap(other)
             others[name] = other
         if not others:
             wanted = ", ".join(context.denoisers)
