@@ -51,7 +51,8 @@ def load(folder: Path, file: str) -> DiffusionPipeline:
 
 def shared(pipe: DiffusionPipeline, file: str, **settings: object) -> DiffusionPipeline:
     return quiet(
-        DiffusionPipeline.from_pipe(
+        # Not DiffusionPipeline.from_pipe, which takes optional parts for settings (0.38 to 0.42).
+        type(pipe).from_pipe(
             pipe, custom_pipeline=str(PIPELINES / file), trust_remote_code=True, **settings
         )
     )
