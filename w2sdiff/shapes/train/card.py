@@ -53,13 +53,17 @@ def parameter_counts(folder: Path) -> dict[str, int]:
     """Return the number of parameters of each part of a stock folder, by subfolder."""
     from safetensors import safe_open
 
+    from w2sdiff.attention.adapter import FILE
+
     counts = {}
     for file in sorted(folder.glob("*/*.safetensors")):
         if file.parent.name == "noise_models":
             continue  # no part of the folder's own training; they have a card of their own
         with safe_open(file, framework="pt") as opened:
             shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
-        part = f"loras/{file.stem}" if file.parent.name == "loras" else file.parent.name
+        part = file.parent.name
+        if part == "loras" or file.name == FILE:
+            part += f"/{file.stem}"
         counts[part] = sum(_product(shape) for shape in shapes)
     return counts
 
