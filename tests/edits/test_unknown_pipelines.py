@@ -36,7 +36,12 @@ HOSTS = [
     SD_CONTROL,
     Variant("sd-pag", "", _perturbed, VARIANTS["sd"].arguments, denoiser="unet", evaluations=3),
 ]
-every = pytest.mark.parametrize("variant", HOSTS, ids=lambda variant: variant.name)
+SLOW = ("sdxl", "pixart")  # as sd, as sd3
+HOSTS_BY_SPEED = [
+    pytest.param(host, marks=pytest.mark.slow if host.name in SLOW else (), id=host.name)
+    for host in HOSTS
+]
+every = pytest.mark.parametrize("variant", HOSTS_BY_SPEED)
 
 
 @pytest.fixture(autouse=True)
