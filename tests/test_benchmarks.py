@@ -18,12 +18,9 @@ SMALLEST = {
     "core2": "--models shapes-unet --limit 8 --choose-on 8 --steps 4 --repeats 1",
     "attention": "--tokens 64 --width 72 --repeats 1 --depth 1 --threads 1 --no-cuda",
     "highres": "--size 256 --depth 1 --width 72 --vae-width 8 --kv-compress 2",
-<<<<<<< HEAD
     "shapes_highres": "--folder {tmp} --limit 4 --limit-small 4 --pictures 4 --steps 2 --repeats 1",
     "compressed_weak": "--folder {tmp} --sizes 64 --limit 4 --pictures 4 --steps 3",
-=======
     "families": "--variants sd flux sdxl-pag --repeats 1 --call-ms 1",
->>>>>>> fam1
     "harness": "--parts ledger report --items 200 --prompts 8",
 }
 MODELS = {"shapes_balance": "shapes-unet", "core2": "shapes-unet", "shapes_methods": "shapes-dit"}
@@ -135,7 +132,6 @@ def test_the_denoiser_of_a_large_picture_sees_all_of_its_tokens(result):
 
 
 @pytest.mark.slow
-<<<<<<< HEAD
 def test_pairs_are_reported_by_category_beside_their_rivals(tmp_path):
     """A run of four captions, and the table that the script makes of it."""
     experiment = REPO / "benchmarks" / "experiments" / "shapes_pairs_dit.yaml"
@@ -190,7 +186,9 @@ def test_weak_models_spend_no_more_than_w2sd_and_their_errors_have_a_direction(r
         # |w - y|² = |s - y|² + (1 + 2 a) |w - s|²: the three figures belong together.
         moved = row["error"] - strong
         assert (moved > 0) == (row["best_a"]["a"] > -0.5)
-=======
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("result", ["families"], indirect=True)
 def test_families_has_a_row_per_variant(result):
     rows = {row["variant"]: row for row in result["rows"]}
@@ -203,4 +201,3 @@ def test_families_has_a_row_per_variant(result):
     assert steps == {"sd": 2, "flux": 1, "sdxl-pag": 3}
     reflected = {name: row["evaluations_per_w2sd_step"] for name, row in rows.items()}
     assert reflected == {"sd": 2 + 2 + 1, "flux": 3, "sdxl-pag": 9}
->>>>>>> fam1
