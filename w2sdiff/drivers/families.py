@@ -29,8 +29,9 @@ class Family:
     Args:
         layout: "uc" one call with the batch [unconditional, conditional]; "cu" the other way round;
             "two" two calls, conditional first.
-        scale: (pipe, local variables of its `__call__`) -> the scale it mixes with at this step, as
-            in u + scale (c - u); None while it runs without an unconditional half.
+        scale: (pipe, local variables of its `__call__`, the timestep among them being the one that
+            the network is told) -> the scale it mixes with at this step, as in u + scale (c - u);
+            None while it runs without an unconditional half.
         rescale: the same, for the strength of a rescaling by the conditional prediction; 0 where
             there is none.
         doubled: the latents that go through `scheduler.step` hold both branches while guidance is
@@ -146,16 +147,8 @@ SANA = Family("uc", local_scale)
 QWEN_IMAGE = Family("two", _true_cfg, _always_rescaled)
 Z_IMAGE = Family("cu", _z_image, _z_image_norm)
 HIDREAM = Family("uc", from_pipe, axes={"encoder_hidden_states_llama3": 1})
-# The words and ControlNet's residuals are repeated for every frame: [2 B F, ...].
-ANIMATEDIFF = Family(
-    "uc",
-    local_scale,
-    axes={
-        "encoder_hidden_states": 0,
-        "down_block_additional_residuals": 0,
-        "mid_block_additional_residual": 0,
-    },
-)
+# The words are repeated for every frame: [2 B F, ...].
+ANIMATEDIFF = Family("uc", local_scale, axes={"encoder_hidden_states": 0})
 ANIMATEDIFF_XL = replace(ANIMATEDIFF, scale=from_pipe, rescale=_guidance_rescale)
 WAN = Family("two", _wan)
 COGVIDEOX = Family("uc", _cogvideox, axes={"image_rotary_emb": None})
