@@ -67,7 +67,7 @@ class KeepsDtype:
         import torch
         from diffusers import DiffusionPipeline
 
-        shared = DiffusionPipeline.from_pipe.__func__  # type: ignore[attr-defined]
+        shared = DiffusionPipeline.from_pipe.__func__
         by_default = kwargs.get("dtype") is torch.float32
         if by_default and sys._getframe(1).f_code is shared.__code__:
             return self
