@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from w2sdiff import attach
 from w2sdiff.generate import LoraFile, Model, Settings, find_model
 from w2sdiff.generate.pipeline import load_pipeline
 from w2sdiff.methods import Method
+from w2sdiff.shapes.oracle import Verdict, judge_all
+from w2sdiff.shapes.render import IMAGE_SIZE
+from w2sdiff.shapes.world import CATEGORIES, Caption, completions, is_held_out
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 64
@@ -74,15 +78,15 @@ def options_of(pipe: Any, arm: Arm) -> dict[str, Any]:
         "guidance_scale": arm.guidance_scale,
     }
     if hasattr(pipe, "transformer"):
-        # PixArt would snap 64 pixels to larger sizes, and pad captions to 300 tokens (masked, not
-        # free).
+        # PixArt would snap so few pixels to larger sizes, and pad captions to 300 tokens (masked,
+        # not free).
         options["use_resolution_binning"] = False
         options["max_sequence_length"] = min(300, pipe.tokenizer.model_max_length)
     return options
 
 
 def draw(pipe: Any, captions: Sequence[str], arm: Arm, *, seed: int) -> tuple[np.ndarray, float]:
-    """Pictures uint8 [n, 64, 64, 3], and seconds.
+    """Pictures uint8 [n, H, W, 3] of the network's own size, and seconds.
 
     Picture i starts from the noise of its own CPU generator, a function of (seed, i) alone: all
     arms share it.
@@ -100,6 +104,47 @@ def draw(pipe: Any, captions: Sequence[str], arm: Arm, *, seed: int) -> tuple[np
             images.append(np.rint(255 * np.asarray(drawn)).astype(np.uint8))
             assert run.stats.evaluations == arm.evaluations, (run.stats, arm)
     return np.concatenate(images), time.perf_counter() - began
+
+
+def obeyed(pipe: Any, captions: list[Caption], arm: Arm, seed: int) -> tuple[np.ndarray, float]:
+    """Whether each picture obeys its caption, bool [n], and seconds."""
+    images, seconds = draw(pipe, [c.text for c in captions], arm, seed=seed)
+    return judged(images, captions), seconds
+
+
+def judged(images: np.ndarray, captions: Sequence[Caption]) -> np.ndarray:
+    """Whether each picture obeys its caption, bool [n]."""
+    return np.array([verdict.obeyed for verdict in verdicts(images, captions)])
+
+
+def verdicts(images: np.ndarray, captions: Sequence[Caption]) -> list[Verdict]:
+    """What the oracle says; it reads larger pictures as means of squares of pixels."""
+    times = images.shape[1] // IMAGE_SIZE
+    if times > 1:
+        cells = images.reshape(len(images), IMAGE_SIZE, times, IMAGE_SIZE, times, 3)
+        images = np.rint(cells.mean((2, 4))).astype(np.uint8)
+    return judge_all(images, captions)
+
+
+def colours_right(verdict: Verdict, caption: Caption) -> bool:
+    """Whether there are as many objects as demanded, in the colours demanded.
+
+    Shape and place aside: a lower bar, for networks whose objects are misshapen.
+    """
+    seen, demands = verdict.objects, caption.demands
+    return len(seen) == len(demands) and any(
+        all(d.colour in (None, s.colour) for d, s in zip(demands, order, strict=True))
+        for order in itertools.permutations(seen)
+    )
+
+
+def by_part(hits: np.ndarray, captions: list[Caption]) -> dict:
+    """Shares per category, and of the combinations that training never saw."""
+    parts = {name: [c.category == name for c in captions] for name in CATEGORIES}
+    parts["held out"] = [is_held_out(completions(c)[0]) for c in captions]
+    return {
+        name: proportion(hits[mask].sum(), sum(mask)) for name, mask in parts.items() if any(mask)
+    }
 
 
 class Resamples:

@@ -28,8 +28,9 @@ of 2K and 4K.
 
 Targets, on two CPU cores: attention with conv at R = 2 (4 times allowed) at least 3.4 times at
 4,096 tokens and 3.7 from 9,216; no kind slower than none from 1,024; never slower than the port;
-one layer at 65,536 tokens in at most 6 GB. In full it takes about two hours on two cores, nearly
-all of it for the uncompressed arms at 65,536 tokens; `--tokens 1024 4096` a few minutes.
+one layer at 65,536 tokens in at most 6 GB. In full it takes hours on two cores, nearly all of it at
+65,536 tokens; `--tokens 1024 4096 9216 --parts attention layer --repeats 3` 25 minutes. Sizes can
+be measured one by one into one file (`--add`).
 """
 
 from __future__ import annotations
@@ -181,14 +182,11 @@ def _trim() -> None:
 
 
 Arm = tuple[str, int]  # kind and ratio; ("none", 1)
+Wanted = list[Arm]
 Arms = dict[tuple[str, Arm], Callable[[], Tensor]]  # whose ("ours", "port") and which
 
 
-def compressions() -> list[Arm]:
-    return [(kind, ratio) for kind in KINDS for ratio in RATIOS]
-
-
-def attention_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
+def attention_arms(machine: Machine, tokens: int, backward: bool, wanted: Wanted) -> Arms:
     """From projected queries, keys and values to what attention returns."""
     side = math.isqrt(tokens)
     q, k, v = (machine.randn(1, tokens, machine.width).requires_grad_(backward) for _ in range(3))
@@ -198,7 +196,7 @@ def attention_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
         return dispatch_attention_fn(*split, backend=machine.backend).flatten(2)
 
     arms: Arms = {("ours", (NONE, 1)): lambda: attend(q, k, v)}
-    for kind, ratio in compressions():
+    for kind, ratio in wanted:
         ours = KVCompressor(KVCompression(kind, ratio), machine.width).to(
             machine.device, machine.dtype
         )
@@ -215,7 +213,7 @@ def attention_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
     return arms
 
 
-def layer_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
+def layer_arms(machine: Machine, tokens: int, backward: bool, wanted: Wanted) -> Arms:
     """A whole self-attention layer of a stock transformer, and the port's with its weights."""
     side = math.isqrt(tokens)
     network = transformer(machine, depth=1)
@@ -228,7 +226,7 @@ def layer_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
             return layer(x)
 
     arms: Arms = {("ours", (NONE, 1)): bare}
-    for kind, ratio in compressions():
+    for kind, ratio in wanted:
         patch = Patch(network, KVCompression(kind, ratio, "all"))
         port = Port(kind, ratio, machine.width, machine.heads).to(machine.device, machine.dtype)
         copy_weights(layer, port)
@@ -246,7 +244,7 @@ def layer_arms(machine: Machine, tokens: int, backward: bool) -> Arms:
     return arms
 
 
-def denoiser_arms(machine: Machine, tokens: int, depth: int, layers: str) -> Arms:
+def denoiser_arms(machine: Machine, tokens: int, depth: int, layers: str, wanted: Wanted) -> Arms:
     """The whole network."""
     side = math.isqrt(tokens)
     network = transformer(machine, depth)
@@ -263,7 +261,7 @@ def denoiser_arms(machine: Machine, tokens: int, depth: int, layers: str) -> Arm
             return network(**call)[0]
 
     arms: Arms = {("ours", (NONE, 1)): bare}
-    for kind, ratio in compressions():
+    for kind, ratio in wanted:
         patch = Patch(network, KVCompression(kind, ratio, layers))
 
         def by_ours(patch: Patch = patch) -> Tensor:
@@ -353,16 +351,21 @@ def rows(
 ) -> list[dict]:
     """One row per compression; `layers`: the share of layers that is compressed."""
     bare = [seconds for seconds, _ in found["ours", (NONE, 1)]]
+    wanted = [arm for whose, arm in found if whose == "ours" and arm != (NONE, 1)]
 
     def most(name: tuple[str, Arm]) -> float | None:
         memory = [mb for _, mb in found[name] if mb is not None]
         return max(memory, default=None)
 
-    common = {"tokens": tokens, "pass": "forward and backward" if backward else "forward"}
+    common = {
+        "tokens": tokens,
+        "pass": "forward and backward" if backward else "forward",
+        "rounds": len(bare),
+    }
     first = {"kind": NONE, "ratio": 1, "seconds": statistics.median(bare)}
     result = [{**common, **first, "peak_mb": most(("ours", (NONE, 1)))}]
     plain = counted(part, tokens, width)
-    for kind, ratio in compressions():
+    for kind, ratio in wanted:
         name = ("ours", (kind, ratio))
         times = [seconds for seconds, _ in found[name]]
         less = layers * counted(part, tokens, width, kind, ratio) + (1 - layers) * plain
@@ -389,7 +392,7 @@ def rows(
 def largest_difference(arms: Arms) -> float:
     """Between ours and the port, over all compressions, relative to the largest number."""
     worst = 0.0
-    for kind, ratio in compressions():
+    for kind, ratio in [arm for whose, arm in arms if whose == "port"]:
         ours, port = arms["ours", (kind, ratio)]().float(), arms["port", (kind, ratio)]().float()
         worst = max(worst, float((ours - port).abs().max() / port.abs().max()))
     return worst
@@ -402,13 +405,14 @@ def measure(machine: Machine, args: argparse.Namespace) -> dict:
     """All parts that were asked for."""
     result: dict = {}
     builders = {"attention": attention_arms, "layer": layer_arms}
+    wanted = [(kind, ratio) for kind in args.kinds for ratio in args.ratios]
     for part, tokens in ((p, t) for p in args.parts for t in args.tokens):
         long = tokens > FORWARD_ONLY
         repeats, warm = (1, machine.device.type == "cuda") if long else (args.repeats, True)
         if part == "denoiser":
             depth = args.depth or (28 if machine.device.type == "cuda" else 2 if long else 4)
             for layers, share in (("all", 1.0), ("deep", max(1, depth // 2) / depth)):
-                arms = denoiser_arms(machine, tokens, depth, layers)
+                arms = denoiser_arms(machine, tokens, depth, layers, wanted)
                 for backward in (False, True)[: 1 if long else 2]:
                     found = in_turns(machine, arms, backward=backward, repeats=repeats, warm=warm)
                     some = rows(part, tokens, machine.width, found, backward=backward, layers=share)
@@ -416,7 +420,7 @@ def measure(machine: Machine, args: argparse.Namespace) -> dict:
                 del arms
             continue
         for backward in (False, True)[: 1 if long else 2]:
-            arms = builders[part](machine, tokens, backward)
+            arms = builders[part](machine, tokens, backward, wanted)
             found = in_turns(machine, arms, backward=backward, repeats=repeats, warm=warm)
             add(result, part, rows(part, tokens, machine.width, found, backward=backward))
             if not backward and tokens == min(args.tokens):
@@ -438,6 +442,23 @@ def add(result: dict, part: str, some: list[dict]) -> None:
             f"  {row['kind']:<14} R={row['ratio']}{where}  {row['times_faster']:6.2f}x "
             f"of {row['allowed']:5.2f}x{port}{memory}"
         )
+
+
+def add_others(result: dict, file: Path) -> None:
+    """Rows of another run, on the same machine, of what was not measured in this one."""
+    other = json.loads(file.read_text("utf-8"))
+    for name in ("versions", "settings"):
+        if other[name] != result[name]:
+            raise SystemExit(f"{file} has other {name}: {other[name]}, here {result[name]}")
+    for part in PARTS:
+        rows_ = result["cpu"].get(part, [])
+        measured = {(row["tokens"], row["pass"]) for row in rows_}
+        kept_ = [r for r in other["cpu"].get(part, []) if (r["tokens"], r["pass"]) not in measured]
+        if kept_ or rows_:
+            result["cpu"][part] = sorted(kept_ + rows_, key=lambda row: row["tokens"])
+    result["cpu"].setdefault("difference_to_port", {}).update(
+        other["cpu"].get("difference_to_port", {})
+    )
 
 
 def against_targets(cpu: dict) -> dict[str, dict]:
@@ -481,11 +502,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), help="squares")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--ratios", nargs="+", type=int, default=list(RATIOS))
     parser.add_argument("--repeats", type=int, default=5, help="rounds up to 16,384 tokens")
     parser.add_argument("--width", type=int, default=WIDTH, help="a multiple of 72, to try it out")
     parser.add_argument("--depth", type=int, help="layers of the denoiser")
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's choice")
     parser.add_argument("--no-cuda", action="store_true", help="leave CUDA out")
+    parser.add_argument("--add", action="store_true", help="keep what --out has of other sizes")
     parser.add_argument("--out", type=Path, default=RESULTS / "attention.json")
     args = parser.parse_args()
     for tokens in args.tokens:
@@ -506,7 +530,6 @@ def main() -> None:
             "width": args.width,
             "heads": args.width // HEAD,
             "words": WORDS,
-            "repeats": args.repeats,
             "threads": torch.get_num_threads(),
         },
         "clock": "CPU time" if torch.get_num_threads() == 1 else "wall time",
@@ -521,6 +544,8 @@ def main() -> None:
             result["cuda"][name] = measure(Machine("cuda", name, args.width), args)
     else:
         result["cuda"] = "not measured: no CUDA device"
+    if args.add:
+        add_others(result, args.out)
     result["targets"] = against_targets(result["cpu"])
     result = rounded(result)
     print()

@@ -28,10 +28,12 @@ from _shapes import (
     RESULTS,
     Arm,
     Resamples,
+    by_part,
     compared,
     draw,
     interval,
     load,
+    obeyed,
     options_of,
     proportion,
     versions,
@@ -53,8 +55,7 @@ from w2sdiff.core2.noise_model import NoiseModel, load_noise_model, read_header
 from w2sdiff.core2.record import Recorded
 from w2sdiff.edits import Edits
 from w2sdiff.generate import Model
-from w2sdiff.shapes.oracle import judge_all
-from w2sdiff.shapes.world import CATEGORIES, Caption, completions, evaluation_captions, is_held_out
+from w2sdiff.shapes.world import CATEGORIES, Caption, evaluation_captions
 
 SCALES = (1.5, 2.0, 3.0, 4.0, 6.0)
 VERDICTS = ("better", "worse")
@@ -121,12 +122,6 @@ def pair_entrants(
     }
 
 
-def obeyed(pipe: Any, captions: list[Caption], arm: Arm, seed: int) -> tuple[np.ndarray, float]:
-    """Whether each picture obeys its caption, bool [n], and seconds."""
-    images, seconds = draw(pipe, [c.text for c in captions], arm, seed=seed)
-    return np.array([v.obeyed for v in judge_all(images, captions)]), seconds
-
-
 def choose(pipe: Any, n: int, steps: int, seed: int) -> tuple[float, dict]:
     """The scale above 1 at which plain sampling obeys most of n other captions."""
     captions, curve = evaluation_captions(n, seed=seed), {}
@@ -136,15 +131,6 @@ def choose(pipe: Any, n: int, steps: int, seed: int) -> tuple[float, dict]:
         print(f"  guidance {scale:g}: {hits.mean():.3f} on other captions", flush=True)
     best = max(SCALES, key=lambda scale: (curve[f"{scale:g}"]["share"], -scale))
     return best, curve
-
-
-def by_part(hits: np.ndarray, captions: list[Caption]) -> dict:
-    """Shares per category, and of the combinations that training never saw."""
-    parts = {name: [c.category == name for c in captions] for name in CATEGORIES}
-    parts["held out"] = [is_held_out(completions(c)[0]) for c in captions]
-    return {
-        name: proportion(hits[mask].sum(), sum(mask)) for name, mask in parts.items() if any(mask)
-    }
 
 
 def minus(hits: np.ndarray, rival: np.ndarray, again: Resamples) -> dict:

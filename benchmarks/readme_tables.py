@@ -183,6 +183,42 @@ def shapes_quick(result: dict) -> str:
     )
 
 
+def shapes_pairs(result: dict) -> str:
+    counts = {found["captions"] for found in result["models"].values()}
+    parts = [
+        "### Every kind of pair on the embedded models\n\n"
+        f"`benchmarks/experiments/shapes_pairs_*.yaml`, {' and '.join(map(str, counts))} captions: "
+        "percent obeyed in all and by category, then each pair against plain sampling at its best "
+        "guidance scale with the same steps, with as many evaluations, and against what it is to "
+        "first order. Points with paired 95% intervals; the outcome is corrected over all "
+        "comparisons of a model."
+    ]
+    for model, found in result["models"].items():
+        first = next(iter(found["arms"]))
+        names = [name for name, arm in found["arms"].items() if arm["rival_of"] is None]
+        rows = [_pair_row(name, first, found["arms"]) for name in names]
+        head = [f"{model}, {found['steps']} steps, guidance {found['guidance']:g}"]
+        head += ["evaluations", "all", *found["arms"][first]["parts"]]
+        parts.append(table([*head, "same steps", "equal evaluations", "first order"], rows))
+    return "\n\n".join(parts)
+
+
+def _pair_row(name: str, plain: str, arms: dict) -> list[object]:
+    arm = arms[name]
+    against = {arms[rival]["match"]: told_outcome(d) for rival, d in arm.get("minus", {}).items()}
+    same_steps = arm.get("minus", {}).get(plain)
+    shares = [f"{100 * part['share']:.0f}" for part in (arm["score"], *arm["parts"].values())]
+    told = ["" if same_steps is None else told_outcome(same_steps)]
+    told += [against.get(match, "") for match in ("evaluations", "first order")]
+    return [name, arm["evaluations"], *shares, *told]
+
+
+def told_outcome(difference: dict) -> str:
+    low, high = (100 * end for end in difference["interval"])
+    points = 100 * difference["difference"]
+    return f"{points:+.1f} ({low:+.1f} to {high:+.1f}), {difference['outcome']}"
+
+
 def shapes_clip(result: dict) -> str:
     rows = [
         [name, *(share(result["true_above_altered"][part][name]) for part in ("seen", "held out"))]
@@ -265,6 +301,93 @@ def _core2_facts(model: str, found: dict) -> str:
     )
 
 
+def shapes_highres(result: dict) -> str:
+    settings, rows = result["settings"], []
+    for name, arm in result["arms"].items():
+        error = arm.get("error_minus_rival")
+        low, high = error["interval"] if error else (0, 0)
+        against = f"{error['difference']:+.4f} ({low:+.4f} to {high:+.4f})" if error else ""
+        parts = [f"{100 * arm['parts'][part]['share']:.0f}%" for part in PARTS]
+        rows.append(
+            [
+                name,
+                f"{arm['error']['mean']:.4f}",
+                f"{against}, {error['verdict']} [{arm['rival']}]" if error else "",
+                share(arm["score"]),
+                *parts,
+                share(arm["colours_right"]),
+                f"{arm['seconds_per_picture']:.2f}",
+            ]
+        )
+    head = ["", "error", "against [rival]", "obeyed", *PARTS, "right colours", "s"]
+    limit, ceiling = settings["limit"], result["ceiling"]["through the VAE"]["share"]
+    return (
+        "### High resolution, and compression\n\n"
+        "`shapes-dit` at 128 × 128 pixels, four times the tokens it was trained for, and then with "
+        "keys and values compressed (R = 2 in the second half of the layers, unless said "
+        "otherwise); steps are those of its adaptation, compressed networks start from the one "
+        f"tuned for 2,000. *error*: of the predicted v, on {settings['pictures']} pictures that "
+        f"nothing was trained on; paired 95% intervals. *obeyed*: of {limit['128']} captions "
+        f"({limit['64']} at 64 pixels), {settings['steps']} steps, guidance "
+        f"{settings['guidance_scale']:g}; true pictures that go through the VAE at this size reach "
+        f"{100 * ceiling:.0f}%. *right colours*: as many objects as demanded, in their colours, "
+        "whatever their shape and place. *s*: seconds per picture on a shared CPU.\n\n"
+        + table(head, rows)
+    )
+
+
+PARTS = ("single", "counting", "colours", "position")
+
+
+def compressed_weak(result: dict) -> str:
+    parts = [
+        "### The compressed network as the weak model\n\n"
+        "*best a*: how far to extrapolate, s + a (s − w), for the least squared error of the "
+        "prediction, with 95% intervals, over all noise levels; above zero, the weak model errs "
+        "where the strong one does, only more so. AutoGuidance's scale is 1 + a, W2SD is a = 1 to "
+        "first order."
+    ]
+    for size, found in result["sizes"].items():
+        rows = []
+        for name, row in found["directions"].items():
+            if name == "strong":
+                rows.append(["none: the strong one", f"{row['error']:.4f}", "", ""])
+                continue
+            low, high = row["best_a"]["interval"]
+            levels = row["best_a_by_time"]
+            rows.append(
+                [
+                    name,
+                    f"{row['error']:.4f}",
+                    f"{row['best_a']['a']:+.3f} ({low:+.3f} to {high:+.3f})",
+                    " ".join(f"{a:+.2f}" for a in levels[::3]),
+                ]
+            )
+        head = [f"weak model, {size} pixels", "error", "best a", "at noise levels, low to high"]
+        parts.append(table(head, rows))
+        rows = [
+            [
+                name,
+                arm["evaluations"],
+                share(arm["score"]),
+                told(arm["minus_reference"]) if "minus_reference" in arm else "",
+                share(arm["colours_right"]),
+                told(arm["colours_minus_reference"]) if "colours_minus_reference" in arm else "",
+            ]
+            for name, arm in found["arms"].items()
+        ]
+        head = [f"{size} pixels, {found['limit']} captions, g = {found['guidance_scale']:g}"]
+        head += [
+            "evaluations",
+            "obeyed",
+            "against equal cost",
+            "right colours",
+            "against equal cost",
+        ]
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
 def share(figures: dict) -> str:
     value, low, high = (100 * figures[name] for name in ("share", "low", "high"))
     return f"{value:.1f}% ({low:.1f} to {high:.1f})"
@@ -275,7 +398,10 @@ SECTIONS = {
     "shapes_methods.json": shapes_methods,
     "core2.json": core2,
     "core2_pair.json": core2_pair,
+    "shapes_highres.json": shapes_highres,
+    "compressed_weak.json": compressed_weak,
     "shapes_quick/summary.json": shapes_quick,
+    "shapes_pairs.json": shapes_pairs,
     "shapes_balance.json": shapes_balance,
     "shapes_clip.json": shapes_clip,
     "mixture.json": mixture,

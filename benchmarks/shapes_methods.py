@@ -21,13 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _shapes import RESULTS, Arm, Resamples, compared, draw, load, proportion, versions, write
+from _shapes import (
+    RESULTS,
+    Arm,
+    Resamples,
+    by_part,
+    compared,
+    load,
+    obeyed,
+    proportion,
+    versions,
+    write,
+)
 
 from w2sdiff import W2SD, AutoGuidance, Checkpoint, Guidance, Plain, ZigZag
 from w2sdiff.edits import Edits
 from w2sdiff.generate import Model
-from w2sdiff.shapes.oracle import judge_all
-from w2sdiff.shapes.world import CATEGORIES, Caption, completions, evaluation_captions, is_held_out
+from w2sdiff.shapes.world import Caption, evaluation_captions
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 REFERENCE = "plain, equal evaluations"
@@ -68,12 +78,6 @@ def entrants(model: Model, g: float, steps: int) -> dict[str, tuple[Arm, str | N
     }
 
 
-def obeyed(pipe: Any, captions: list[Caption], arm: Arm, seed: int) -> tuple[np.ndarray, float]:
-    """Whether each picture obeys its caption, bool [n], and seconds."""
-    images, seconds = draw(pipe, [c.text for c in captions], arm, seed=seed)
-    return np.array([v.obeyed for v in judge_all(images, captions)]), seconds
-
-
 def other_captions(n: int, captions: list[Caption], seed: int) -> list[Caption]:
     """Captions to choose the guidance scale on.
 
@@ -93,15 +97,6 @@ def choose(pipe: Any, captions: list[Caption], steps: int, seed: int) -> tuple[f
         print(f"  guidance {scale:g}: {curve[scale]['share']:.3f} on other captions", flush=True)
     best = max(SCALES[1:], key=lambda scale: (curve[scale]["share"], -scale))
     return best, {f"{scale:g}": share for scale, share in curve.items()}
-
-
-def by_part(hits: np.ndarray, captions: list[Caption]) -> dict:
-    """Shares per category, and of the combinations that training never saw."""
-    parts = {name: [c.category == name for c in captions] for name in CATEGORIES}
-    parts["held out"] = [is_held_out(completions(c)[0]) for c in captions]
-    return {
-        name: proportion(hits[mask].sum(), sum(mask)) for name, mask in parts.items() if any(mask)
-    }
 
 
 def minus(hits: np.ndarray, rival: np.ndarray, again: Resamples) -> dict:

@@ -29,6 +29,7 @@ def fingerprint(pipe):
                 list(module._forward_pre_hooks),
                 lora_state(module),
                 module.training,
+                settings(module),
             )
         digest = hashlib.sha256()
         for key, value in part.state_dict().items():
@@ -36,6 +37,21 @@ def fingerprint(pipe):
             digest.update(key.encode() + raw.numpy().tobytes())
         found[f"{name} weights"] = digest.hexdigest()
     return found
+
+
+def settings(module):
+    """Numbers, and lists of numbers, that a module keeps beside its weights: scales, counts."""
+    plain = {
+        name: list(value) if isinstance(value, list | tuple) else value
+        for name, value in module.__dict__.items()
+        if isinstance(value, int | float | list | tuple)
+    }
+    lists = {
+        name: value
+        for name, value in plain.items()
+        if not isinstance(value, list) or all(isinstance(one, int | float) for one in value)
+    }
+    return {name: (value, type(value)) for name, value in lists.items()}
 
 
 def lora_state(module):

@@ -18,6 +18,8 @@ SMALLEST = {
     "core2": "--models shapes-unet --limit 8 --choose-on 8 --steps 4 --repeats 1",
     "attention": "--tokens 64 --width 72 --repeats 1 --depth 1 --threads 1 --no-cuda",
     "highres": "--size 256 --depth 1 --width 72 --vae-width 8 --kv-compress 2",
+    "shapes_highres": "--folder {tmp} --limit 4 --limit-small 4 --pictures 4 --steps 2 --repeats 1",
+    "compressed_weak": "--folder {tmp} --sizes 64 --limit 4 --pictures 4 --steps 3",
     "harness": "--parts ledger report --items 200 --prompts 8",
 }
 MODELS = {"shapes_balance": "shapes-unet", "core2": "shapes-unet", "shapes_methods": "shapes-dit"}
@@ -31,7 +33,13 @@ def result(request, tmp_path_factory) -> dict:
         pytest.skip(f"the embedded checkpoint {MODELS[name]} is not there")
     out = tmp_path_factory.mktemp("results") / f"{name}.json"
     script = REPO / "benchmarks" / f"{name}.py"
-    command = [sys.executable, str(script), *SMALLEST[name].split(), "--out", str(out)]
+    command = [
+        sys.executable,
+        str(script),
+        *SMALLEST[name].format(tmp=out.parent).split(),
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
     assert done.returncode == 0, done.stderr[-2000:]
     last = json.loads(done.stdout.splitlines()[-1])
@@ -120,3 +128,60 @@ def test_attention_measures_every_kind_and_the_port_computes_the_same(result):
 def test_the_denoiser_of_a_large_picture_sees_all_of_its_tokens(result):
     assert result["targets"]["image tokens"] == {"measured": 256, "target": 256, "met": True}
     assert list(result["runs"][0]["stages"]) == ["loading", "prompt", "denoising", "decoding"]
+
+
+@pytest.mark.slow
+def test_pairs_are_reported_by_category_beside_their_rivals(tmp_path):
+    """A run of four captions, and the table that the script makes of it."""
+    experiment = REPO / "benchmarks" / "experiments" / "shapes_pairs_dit.yaml"
+    run, out = tmp_path / "shapes_pairs_dit", tmp_path / "pairs.json"
+    bench = ["bench", str(experiment), "--limit", "4", "--batch", "4", "--no-report"]
+    script = [str(REPO / "benchmarks" / "shapes_pairs.py"), "--models", "shapes-dit"]
+    for command in (
+        ["-m", "w2sdiff", *bench, "--device", "cpu", "--quiet", "--out", str(run)],
+        [*script, "--runs", str(tmp_path), "--out", str(out)],
+    ):
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False, cwd=REPO
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(out.read_text(encoding="utf-8"))["models"]["shapes-dit"]
+    asked = {name: arm for name, arm in found["arms"].items() if arm["rival_of"] is None}
+    pairs = [name for name in asked if not name.startswith("plain")]
+    assert len(pairs) == 6
+    for name in pairs:
+        arm = found["arms"][name]
+        assert sum(part["n"] for part in arm["parts"].values()) == arm["score"]["n"] == 4
+        matches = {found["arms"][rival]["match"] for rival in arm["minus"]}
+        assert {"evaluations", "first order"} <= matches
+        assert "plain" in arm["minus"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["shapes_highres"], indirect=True)
+def test_the_ablation_judges_what_needs_no_training(result):
+    arms = result["arms"]
+    assert {"positions kept", "positions interpolated", "64 pixels, as it is"} <= arms.keys()
+    assert not [name for name in arms if "steps" in name]
+    error = {name: arm["error"]["mean"] for name, arm in arms.items()}
+    assert error["positions interpolated"] < error["positions kept"]
+    more = arms["64 pixels, average, untuned"]["error_minus_rival"]["difference"]
+    least = error["64 pixels, as it is"]
+    assert 0 < more == pytest.approx(error["64 pixels, average, untuned"] - least, abs=2e-4)
+    assert len(result["trainings"]) > 10
+    assert all(line.startswith("w2sdiff kv tune") for line in result["trainings"])
+    assert [row["none"]["over_none"] for row in result["timing"].values()] == [1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["compressed_weak"], indirect=True)
+def test_weak_models_spend_no_more_than_w2sd_and_their_errors_have_a_direction(result):
+    found = result["sizes"]["64"]
+    assert max(arm["evaluations"] for arm in found["arms"].values()) == found["budget"]
+    directions = found["directions"]
+    strong = directions.pop("strong")["error"]
+    assert {"no caption", "early checkpoint", "average, R = 2, deep"} <= directions.keys()
+    for row in directions.values():
+        # |w - y|² = |s - y|² + (1 + 2 a) |w - s|²: the three figures belong together.
+        moved = row["error"] - strong
+        assert (moved > 0) == (row["best_a"]["a"] > -0.5)

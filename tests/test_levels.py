@@ -48,6 +48,7 @@ def says(levels: Levels, at: int, x0, noise, landed=False):
         "epsilon": noise,
         "sample": x0,
         "v": alpha * noise - sigma * x0,
+        "edm": sigma * x0 - alpha * noise,
         "flow": noise - x0,
     }[levels.prediction]
 
@@ -142,8 +143,14 @@ FIRST_ORDER = [
     ("DPMSolverSinglestepScheduler", {**SD, "solver_order": 1}),
     ("DEISMultistepScheduler", {**SD, "solver_order": 1}),
     ("TCDScheduler", {**UNCLIPPED}),
+    *(
+        (f"EDM{name}Scheduler", {"prediction_type": kind, **settings})
+        for kind in ("epsilon", "v_prediction")
+        for name, settings in (("Euler", {}), ("DPMSolverMultistep", {"solver_order": 1}))
+    ),
 ]
 MULTISTEP = [
+    ("EDMDPMSolverMultistepScheduler", {}),  # as Playground 2.5 has it
     ("DPMSolverMultistepScheduler", {**SD}),
     (
         "DPMSolverMultistepScheduler",
@@ -266,7 +273,7 @@ def test_down_and_up_with_a_fixed_pair_is_the_identity(case):
 
 
 @given(
-    prediction=st.sampled_from(["epsilon", "sample", "v", "flow"]),
+    prediction=st.sampled_from(["epsilon", "sample", "v", "edm", "flow"]),
     angles=st.lists(st.floats(0.02, 1.54), min_size=2, max_size=6, unique=True),
     karras=st.booleans(),
     data=st.data(),
@@ -441,8 +448,6 @@ def test_reference_inversion_is_refused_where_nothing_was_published(case):
         ("FlowMatchHeunDiscreteScheduler", {}, "more than once"),
         ("DPMSolverSinglestepScheduler", SD, "more than once"),
         ("PNDMScheduler", SD, "skip_prk_steps"),
-        ("EDMEulerScheduler", {}, "preconditioning"),
-        ("EDMDPMSolverMultistepScheduler", {}, "preconditioning"),
         ("IPNDMScheduler", {}, "no kind known"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "backwards"),
         ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "use_flow_sigmas"),
@@ -558,7 +563,7 @@ def test_the_effective_prediction_lands_where_the_moved_latents_land(case):
     karras=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v", "flow"])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v", "edm", "flow"])
 def test_effective_on_random_levels(prediction: Prediction, angles, karras, seed):
     angle = torch.tensor([*sorted(angles, reverse=True), 0.01], dtype=torch.float64)
     alpha, sigma = angle.cos(), angle.sin()

@@ -14,12 +14,20 @@ if TYPE_CHECKING:
     from w2sdiff.edits import (
         Checkpoint,
         CompressedKV,
+        ControlScale,
+        EmbeddedGuidance,
+        Experts,
         Guidance,
+        IPAdapterScale,
         LearnedGuidance,
         Lora,
+        NoControl,
         Prompt,
+        SkipLayers,
+        load_lora,
     )
     from w2sdiff.errors import InputError, UnsupportedError, W2SDiffError
+    from w2sdiff.generate import preset
     from w2sdiff.methods import (
         W2SD,
         AutoGuidance,
@@ -38,13 +46,19 @@ __all__ = [
     "AutoGuidance",
     "Checkpoint",
     "CompressedKV",
+    "ControlScale",
     "Core2",
+    "EmbeddedGuidance",
+    "Experts",
     "Guidance",
+    "IPAdapterScale",
     "InputError",
     "LearnedGuidance",
     "Lora",
+    "NoControl",
     "Plain",
     "Prompt",
+    "SkipLayers",
     "StaleGuidance",
     "UnsupportedError",
     "W2SDiffError",
@@ -52,15 +66,20 @@ __all__ = [
     "ZCore2",
     "ZigZag",
     "attach",
+    "load_lora",
+    "preset",
     "shapes",
 ]
 
 _HOMES = {
     "w2sdiff.drivers": ("attach",),
     "w2sdiff.edits": (
-        *("Checkpoint", "CompressedKV", "Guidance", "LearnedGuidance", "Lora", "Prompt"),
+        *("Checkpoint", "CompressedKV", "ControlScale", "EmbeddedGuidance", "Experts", "Guidance"),
+        *("IPAdapterScale", "LearnedGuidance", "Lora", "NoControl", "Prompt", "SkipLayers"),
+        "load_lora",
     ),
     "w2sdiff.errors": ("InputError", "UnsupportedError", "W2SDiffError"),
+    "w2sdiff.generate": ("preset",),
     "w2sdiff.methods": (
         *("W2SD", "AutoGuidance", "Core2", "Plain", "StaleGuidance", "Window", "ZCore2", "ZigZag"),
     ),

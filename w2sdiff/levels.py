@@ -12,7 +12,7 @@ from w2sdiff.errors import InputError, UnsupportedError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Prediction = Literal["epsilon", "sample", "v", "flow"]
+Prediction = Literal["epsilon", "sample", "v", "edm", "flow"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +31,11 @@ class Levels:
         alpha: Signal part of each level. Shape: [n + 1], float64, CPU.
         sigma: Noise part of each level. Shape: [n + 1], float64, CPU.
         scale: What the sampler's own latents are multiplied by to be `alpha * x0 + sigma * noise`:
-            1, or `1 / sqrt(1 + sigma_k ** 2)` where they are `x0 + sigma_k * noise`.
-            Shape: [n + 1].
+            1, or `1 / sqrt(1 + sigma_k ** 2)` where they are `x0 + sigma_k * noise`; with EDM's
+            preconditioning divided by the spread of its data. Shape: [n + 1].
         prediction: What the network predicts: the noise, x0, `v = alpha * noise - sigma * x0`
-            (Salimans and Ho 2022) or the flow `noise - x0`.
+            (Salimans and Ho 2022), its negative (the raw output F of EDM, Karras et al. 2022,
+            equation 7) or the flow `noise - x0`.
         timesteps: What the network is told at each step. Shape: [n].
         landing: (alpha, sigma) that each step produces. Shape: [n] each. None: the next level's.
         published: The published reflection code this sampler is covered by, if any; see
@@ -266,9 +267,10 @@ def coefficients(
                     "undetermined; do not reflect the last step"
                 )
             return (t / s, -determinant / s) if s else (0.0, b)
-        case "v":
+        case "v" | "edm":
             norm = a * a + s * s
-            return (a * b + s * t) / norm, determinant / norm
+            sign = 1 if prediction == "v" else -1
+            return (a * b + s * t) / norm, sign * determinant / norm
         case "flow":
             return (b + t) / (a + s), determinant / (a + s)
 

@@ -92,6 +92,8 @@ class Mixture:
                     return x0
                 case "v":
                     return alpha * noise - sigma * x0
+                case "edm":
+                    return sigma * x0 - alpha * noise
                 case "flow":
                     return noise - x0
 

@@ -31,8 +31,8 @@ def read(scheduler: Any) -> Levels:
     _require_timesteps(scheduler)
     _refuse_two_stage(scheduler)
     if hasattr(scheduler, "precondition_inputs"):
-        raise _refusal(scheduler, "EDM preconditioning wraps the network's output")
-    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
+        levels = _preconditioned(scheduler)
+    elif hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
         levels = _multistep(scheduler)
     elif hasattr(scheduler, "alphas_cumprod") and hasattr(scheduler, "sigmas"):
         levels = _karras(scheduler)
@@ -89,6 +89,22 @@ def _karras(scheduler: Any) -> Levels:
     return Levels(
         alpha, sigma_k * alpha, alpha, _prediction(scheduler), scheduler.timesteps.detach().cpu()
     )
+
+
+def _preconditioned(scheduler: Any) -> Levels:
+    """EDM Euler and DPM-Solver++: x0 = c_skip x + c_out F, for data of a spread that is not 1.
+
+    In units of that spread c_skip and c_out are those of a v-prediction, of either sign.
+    """
+    kinds: dict[str, Prediction] = {"epsilon": "edm", "v_prediction": "v"}
+    kind = scheduler.config.prediction_type
+    if kind not in kinds:
+        raise _refusal(scheduler, f"it has no rule for prediction_type={kind!r}")
+    spread = float(scheduler.config.sigma_data)
+    sigma_k = _sigmas(scheduler) / spread
+    alpha = (1 + sigma_k**2).rsqrt()
+    timesteps = scheduler.timesteps.detach().cpu()
+    return Levels(alpha, sigma_k * alpha, alpha / spread, kinds[kind], timesteps)
 
 
 def _multistep(scheduler: Any) -> Levels:

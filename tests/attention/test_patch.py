@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from tiny_hosts import HOSTS, arguments, attentions, build_host, run
 from torch import nn
 
@@ -487,6 +488,38 @@ def test_an_adapter_of_something_else_is_refused(tmp_path):
         adapter_compression(tmp_path / "text.safetensors")
     from safetensors.torch import save_file
 
-    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    other = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, other)
     with pytest.raises(InputError, match="not an adapter"):
-        adapter_compression(tmp_path / "other.safetensors")
+        adapter_compression(other)
+    for said in ("{", "[]", "{}", '{"compression": {"kind": "konv"}}', '{"compression": 2}'):
+        save_file({"a": torch.zeros(1)}, other, metadata={"w2sdiff_kv": said})
+        with pytest.raises(InputError, match="damaged adapter"):
+            adapter_compression(other)
+
+
+def test_an_adapter_of_a_network_of_another_depth_or_width_is_refused(tmp_path):
+    from diffusers import PixArtTransformer2DModel
+
+    file = save_adapter(trained("pixart", KVCompression("conv", 2, [0])), tmp_path)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16}
+    for changes, says in (({"num_layers": 3}, "its layers is 2"), ({}, r"its channels is \[")):
+        model = PixArtTransformer2DModel(**{"num_layers": 2, **sizes, **changes}, sample_size=8)
+        with pytest.raises(UnsupportedError, match=says):
+            load_adapter(compress(model, KVCompression("conv", 2, [0])), file)
+
+
+def test_a_damaged_adapter_is_refused_by_the_layer(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    file = save_adapter(trained("pixart", KVCompression("conv", 2, "deep")), tmp_path)
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+    tensors = load_file(file)
+    tensors.pop(next(name for name in tensors if name.endswith("sr.bias")))
+    save_file(tensors, file, metadata=about)
+    model = compress(build_host("pixart"), KVCompression("conv", 2, "deep"))
+    with pytest.raises(
+        UnsupportedError, match=r"does not fit transformer_blocks\.1\.attn1.*sr.bias"
+    ):
+        load_adapter(model, file)

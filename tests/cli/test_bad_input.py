@@ -203,10 +203,10 @@ def test_an_image_that_is_none(capsys, tmp_path):
     one_line_and_nothing_written(with_model("--image", "x.png"), "not an image", capsys, tmp_path)
 
 
-def test_a_pipeline_that_takes_no_loras(capsys, tmp_path):
+def test_a_lora_of_another_network_where_diffusers_has_no_loader(capsys, tmp_path):
     file = model_folder("sd", lora=True) / "loras" / "style.safetensors"
     words = with_model("--lora", f"s={file}", model=model_folder("pixart"))
-    one_line_and_nothing_written(words, "loads no LoRAs", capsys, tmp_path)
+    one_line_and_nothing_written(words, "does not fit PixArtTransformer2DModel", capsys, tmp_path)
 
 
 def test_rerun_of_a_picture_that_says_nothing(capsys, tmp_path):

@@ -289,10 +289,11 @@ def test_prompts_from_a_file_with_a_column_for_the_weak_model(tmp_path, capsys):
         assert again.read_bytes() == path.read_bytes()
 
 
-def test_a_lora_file_is_loaded_at_its_weight(tmp_path):
-    lora = model_folder("sd", weak=True, lora=True) / "loras" / "style.safetensors"
+@pytest.mark.parametrize("family", ["sd", "pixart"])  # diffusers has no loader for the second
+def test_a_lora_file_is_loaded_at_its_weight(family, tmp_path):
+    lora = model_folder(family, lora=True) / "loras" / "style.safetensors"
     plain = ("a red circle", "--method", "plain")
-    bare = model_folder("sd")
+    bare = model_folder(family)
     for name, more in {"on": f"s={lora}", "off": f"s={lora}@0", "none": None}.items():
         words = (*plain, "--lora", more) if more else plain
         assert main(command(tmp_path / name, *words, model=bare)) == 0

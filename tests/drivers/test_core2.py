@@ -535,15 +535,16 @@ def test_a_scale_that_changes_between_calls_of_one_attach_is_noticed():
 
 
 def test_a_pipeline_whose_guidance_is_not_known_is_refused_before_it_runs():
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+    from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=8
-    )
-    pipe = DiTPipeline(transformer, AutoencoderKL(), DDIMScheduler())
+    unet = UNet2DModel(8, block_out_channels=(4,), norm_num_groups=2, **_ONE_LEVEL)
+    pipe = DDPMPipeline(unet, DDIMScheduler())
     for method in (*METHODS, StaleGuidance()):
-        with pytest.raises(UnsupportedError, match="DiTPipeline"), attach(pipe, method):
+        with pytest.raises(UnsupportedError, match="DDPMPipeline"), attach(pipe, method):
             pass
+
+
+_ONE_LEVEL = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
 
 
 # --- as it was ------------------------------------------------------------------------------------

@@ -239,6 +239,40 @@ WOVEN_WRONGLY = {
             m = self.unet(latents, t, encoder_hidden_states=words).sample
             latents = self.scheduler.step(m, t, latents).prev_sample
     """,
+    "reads what the step returned beside the latents": """
+        guess = latents
+        for t in self.scheduler.timesteps:
+            m = self.unet(latents, t, encoder_hidden_states=words).sample + guess
+            latents, guess = self.scheduler.step(m, t, latents, return_dict=False)
+    """,
+    "writes into the latents before the step": """
+        for t in self.scheduler.timesteps:
+            latents[:, :, 0] = 0
+            m = self.unet(latents, t, encoder_hidden_states=words).sample
+            latents = self.scheduler.step(m, t, latents).prev_sample
+    """,
+    "steps several schedulers": """
+        other_scheduler = self.scheduler
+        for t in self.scheduler.timesteps:
+            m = self.unet(latents, t, encoder_hidden_states=words).sample
+            if t > 500:
+                latents = self.scheduler.step(m, t, latents).prev_sample
+            else:
+                latents = other_scheduler.step(m, t, latents).prev_sample
+    """,
+    "steps views": """
+        for t in self.scheduler.timesteps:
+            for view in ["left", "right"]:
+                m = self.unet(latents, t, encoder_hidden_states=words).sample
+                latents = self.scheduler.step(m, t, latents).prev_sample
+    """,
+    "scales by the sigma of the step": """
+        for i, t in enumerate(self.scheduler.timesteps):
+            sigma = self.scheduler.sigmas[i] if hasattr(self.scheduler, "sigmas") else 1.0
+            scaled = latents / (sigma**2 + 1) ** 0.5
+            m = self.unet(scaled, t, encoder_hidden_states=words).sample
+            latents = self.scheduler.step(m, t, latents).prev_sample
+    """,
     "counts in the loop before the step": """
         count = 0
         for t in self.scheduler.timesteps:

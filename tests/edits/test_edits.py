@@ -110,7 +110,7 @@ def test_grammar(text, edits):
         (",guidance=1", "comma"),
         ('prompt="open', "quote"),
         ("guidance=1,guidance=2", "Two"),
-        ("=1", "Known: checkpoint, compressed-kv, guidance"),
+        ("=1", "Known: checkpoint, compressed-kv, control-scale"),
     ],
 )
 def test_grammar_errors_are_one_line_that_helps(text, says):

@@ -191,7 +191,11 @@ def test_the_edit_finds_the_model_s_own_adapter(with_adapter):
     ("text", "says"),
     [
         ("0", "1 or more"),
+        ("-2", "1 or more"),
+        ("2x0", "1 or more"),
         ("two", "whole numbers"),
+        ("", "whole numbers"),
+        ("2:average:1-2", "there is no layer 2"),
         ("2:konv:deep", "'conv'"),
         ("2:conv:deep:x", "means nothing"),
         ("2@", "expected an adapter's file after the @"),
@@ -204,6 +208,15 @@ def test_bad_words_are_one_line(tmp_path, capsys, text, says):
     assert main(command(tmp_path, "--kv-compress", text)) in (1, 2)
     error = capsys.readouterr().err
     assert says in error.splitlines()[-1]
+
+
+def test_an_adapter_of_another_network_is_refused_by_name(tmp_path, capsys):
+    other = compress(tiny.build("sd3").transformer, KVCompression("conv", 2, "all"))
+    file = save_adapter(other, tmp_path / "other.safetensors")
+    assert main(command(tmp_path / "out", "--kv-compress", f"2@{file}")) in (1, 2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "made for another network: its host is SD3Transformer2DModel" in error
+    assert not pictures(tmp_path / "out")
 
 
 def test_a_unet_is_refused_by_name(tmp_path, capsys):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -408,6 +411,34 @@ def test_the_command_takes_the_renderer(tmp_path):
     assert (tmp_path / "kv_adapter.safetensors").stat().st_size < 2 * 2**20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("only_adapter", [False, True], ids=["all weights", "adapter"])
+def test_two_processes_tune_what_one_does(tmp_path, pictures, only_adapter):
+    more = ["--data", str(pictures), "--kv-compress", "2:conv:all", "--lr", "2e-3", "--json"]
+    more += ["--only-adapter"] if only_adapter else []
+    assert main(words(tmp_path / "one", *more)) == 0
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--num_processes", "2", "--cpu", "--num_machines", "1", "--mixed_precision", "no"),
+        *("--dynamo_backend", "no", "-m", "w2sdiff", *words(tmp_path / "two", *more)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('"tuned"') == 1, "one of the two speaks"
+    assert validations(tmp_path / "two") == pytest.approx(validations(tmp_path / "one"), abs=1e-5)
+    one, two = (
+        {path.name: load_file(path) for path in (tmp_path / name).glob("**/[dk]*.safetensors")}
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    assert len(one) == (1 if only_adapter else 2)
+    for name, tensors in one.items():
+        for key, tensor in tensors.items():
+            if not key.endswith("to_k.bias"):  # no gradient, only rounding
+                assert (two[name][key] - tensor).abs().mean() < 1e-5, key
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -417,6 +448,14 @@ def test_the_command_takes_the_renderer(tmp_path):
         (("--render", "3", "--positions", "near"), "interpolated or kept"),
         (("--render", "3", "--only-adapter"), "nothing is compressed"),
         (("--render", "3", "--kv-compress", "much"), "whole numbers"),
+        (("--render", "3", "--kv-compress", "0"), "1 or more"),
+        (("--render", "3", "--kv-compress", "-2"), "1 or more"),
+        (("--render", "3", "--kv-compress", "2:conv:1-2"), "there is no layer 2"),
+        (("--render", "3", "--size", "16", "--kv-compress", "64"), "larger than the grid"),
+        (("--render", "3", "--kv-compress", "2@none"), "No adapter"),
+        (("--render", "0"), "at least one picture"),
+        (("--render", "3", "--size", "18"), "multiple of 4"),
+        (("--data", "none"), "none at none"),
     ],
 )
 def test_bad_words_are_one_line(tmp_path, capsys, more, says):

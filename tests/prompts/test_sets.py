@@ -137,12 +137,25 @@ def test_every_prefix_of_the_shapes_set_is_balanced(n):
         assert parse(row.text).category == row.columns["category"]
 
 
-def test_built_in_sets_never_change():
+def test_built_in_sets_never_change(tmp_path):
     assert {name: load_set(name).sha256[:16] for name in BUILT_IN} == {
-        "shapes": "198cb1becc5430f5",
+        "shapes": "2824e72000b394fc",
         "shapes-open": "3cc5fa383b0e42a9",
         "shapes-train": "3a780cc070bc780a",
     }
+    # As it was before it had the column "vague": the same ids, prompts and other columns.
+    before = tmp_path / "before.jsonl"
+    rows = [
+        (r, {k: v for k, v in r.columns.items() if k != "vague"}) for r in load_set("shapes").rows
+    ]
+    lines = [json.dumps({"id": r.id, "prompt": r.text, **columns}) for r, columns in rows]
+    before.write_text("\n".join(lines))
+    assert load_set(before).sha256[:16] == "198cb1becc5430f5"
+
+
+def test_a_vague_caption_demands_a_part_of_the_same():
+    for row in load_set("shapes", limit=100).rows:
+        assert parse(row.columns["vague"]) == parse(row.text).vague
 
 
 def test_open_captions_leave_something_open():

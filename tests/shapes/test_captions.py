@@ -49,6 +49,19 @@ def test_the_vocabulary_is_small_and_every_word_is_used():
     assert len(VOCABULARY) == len(set(VOCABULARY)) <= 40
 
 
+def test_a_vague_caption_is_open_and_admits_whatever_the_caption_admits():
+    for caption in every_caption():
+        vague = parse(caption.vague.text)
+        assert vague == caption.vague
+        assert vague.is_open
+        assert (vague.category, vague.relation) == (caption.category, caption.relation)
+        assert len(vague.demands) == len(caption.demands)
+        for loose, strict in zip(vague.demands, caption.demands, strict=True):
+            assert all(loose.admits(kind) for kind in KINDS if strict.admits(kind))
+    assert parse("a red circle and a blue circle").vague.text == "a red shape and a blue shape"
+    assert parse("two red circles").vague.text == "two circles"
+
+
 def test_slots_tell_captions_apart_and_stay_within_their_sizes():
     captions = every_caption()
     slots = [c.slots for c in captions]

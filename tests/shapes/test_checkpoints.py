@@ -22,7 +22,7 @@ from w2sdiff.shapes import (
 from w2sdiff.shapes.oracle import judge_all
 from w2sdiff.shapes.train.card import parameter_counts
 from w2sdiff.shapes.train.evaluate import score
-from w2sdiff.shapes.train.lora import LORAS
+from w2sdiff.shapes.train.lora import LORAS, RANK, TARGETS
 from w2sdiff.shapes.train.vae import decode, encode
 from w2sdiff.shapes.world import batch, evaluation_captions
 
@@ -129,6 +129,39 @@ def test_loras_load_into_the_stock_pipeline_whole(lora):
     )
 
 
+def test_the_lora_of_the_transformer_draws_small_objects():
+    """Less of the picture is drawn on with it, and more with the opposite of it."""
+    from diffusers import DiffusionPipeline
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+    from safetensors.torch import load_file
+
+    pipe = DiffusionPipeline.from_pretrained(checkpoint_path("shapes-dit"))
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS)
+    inject_adapter_in_model(config, pipe.transformer)
+    weights = load_file(lora_path("shapes-dit", "small"))
+    named = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    assert not set_peft_model_state_dict(pipe.transformer, named).unexpected_keys
+    layers = [m for m in pipe.transformer.modules() if isinstance(m, LoraLayer)]
+    assert len(named) == 2 * len(layers)
+    captions = [c.text for c in evaluation_captions(8, seed=5)]
+    drawn = {}
+    for weight in (0.0, 0.8, -0.8):
+        for layer in layers:
+            layer.set_scale("default", weight)
+        images = pipe(
+            captions,
+            generator=torch.Generator().manual_seed(0),
+            num_inference_steps=4,
+            guidance_scale=2.0,
+            use_resolution_binning=False,
+            max_sequence_length=16,
+            output_type="np",
+        ).images
+        drawn[weight] = np.mean(np.abs(images - images[:, :1, :1]).sum(-1) > 0.25)
+    assert drawn[0.8] < 0.9 * drawn[0.0] < drawn[0.0] < drawn[-0.8]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_cards_state_what_the_folder_holds(name):
     card = (checkpoint_path(name) / "README.md").read_text()
@@ -136,3 +169,43 @@ def test_cards_state_what_the_folder_holds(name):
     assert all(f"| {part} | {n:,} |" in card for part, n in counts.items())
     assert "license: apache-2.0" in card
     assert "python -m w2sdiff.shapes.train" in card
+
+
+def test_the_compression_that_comes_with_shapes_dit_is_found_small_and_worth_its_training(tmp_path):
+    from w2sdiff import CompressedKV
+    from w2sdiff.attention import adapter_compression
+    from w2sdiff.generate import parse_kv
+    from w2sdiff.highres import Rendered, Setup
+    from w2sdiff.highres.data import encode
+
+    model = find_model("shapes-dit")
+    file = model.adapter
+    assert file is not None
+    assert file.stat().st_size <= 2e6
+    assert parse_kv("model", model) == CompressedKV("conv", 2, "deep", adapter=file)
+    compression = adapter_compression(file)
+    pipe = Setup(model).build().pipe
+    data = encode(Rendered(24, 64, seed=1234), pipe, tmp_path, {})  # it was trained on seed 0
+    batch = data.batch(range(24), [False] * 24)
+    noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def error(adapter):
+        """Mean squared error of the predicted v, at three noise levels."""
+        parts = Setup(model, compression=compression, adapter=adapter).build()
+        found = []
+        for time in (200, 500, 800):
+            squared = parts.pipe.scheduler.alphas_cumprod[time]
+            alpha, sigma = squared.sqrt(), (1 - squared).sqrt()
+            predicted = parts.transformer.eval()(
+                alpha * batch.latents + sigma * noise,
+                encoder_hidden_states=batch.states,
+                encoder_attention_mask=batch.mask,
+                timestep=torch.full((24,), time),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            ).sample[:, :8]
+            target = alpha * noise - sigma * batch.latents
+            found.append(float((predicted - target).square().mean()))
+        return np.mean(found)
+
+    assert error(file) < 0.95 * error(None)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from w2sdiff.errors import InputError
+from w2sdiff.shapes import checkpoint_path
 from w2sdiff.shapes.train import denoiser, export, lora, text, vae
 from w2sdiff.shapes.train.card import parameter_counts, write_cards
 from w2sdiff.shapes.train.denoiser import Diffusion
@@ -18,9 +19,11 @@ from w2sdiff.shapes.train.evaluate import score, wilson
 from w2sdiff.shapes.train.loop import Schedule, train
 from w2sdiff.shapes.train.muon import Muon, orthogonalise
 from w2sdiff.shapes.train.networks import build_scheduler
+from w2sdiff.shapes.train.pool import Conditions
 from w2sdiff.shapes.world import VOCABULARY
 
 POOL = 64
+LORAS = [(kind, name) for kind, names in lora.OF_KIND.items() for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +36,9 @@ def out(tmp_path_factory) -> Path:
     for kind in ("unet", "dit"):
         schedule = replace(short(denoiser.SCHEDULES[kind], 2), keep_every=1)
         denoiser.train_denoiser(kind, out, schedule=schedule, pool_size=POOL, compiled=False)
-    for name in lora.LORAS:
-        lora.train_lora(name, out, schedule=short(lora.SCHEDULE, 2), pool_size=POOL)
+    for kind, name in LORAS:
+        schedule = short(lora.SCHEDULE, 2)
+        lora.train_lora(name, out, kind=kind, schedule=schedule, pool_size=POOL)
     export.export(out, {"unet": 1, "dit": 1})
     return out
 
@@ -116,6 +120,51 @@ def test_loras_load_into_the_stock_pipeline_and_change_what_it_predicts(out):
                 pipe.unet(x, 500, encoder_hidden_states=text_states).sample, plain
             )
             pipe.unload_lora_weights()
+
+
+def test_the_loras_of_the_transformer_fit_it_and_change_what_it_predicts(out):
+    from diffusers import PixArtTransformer2DModel
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    folder = out / "shapes-dit"
+    transformer = PixArtTransformer2DModel.from_pretrained(folder / "transformer")
+
+    def predicted() -> torch.Tensor:
+        states, mask = torch.ones(1, 16, text.WIDTH), torch.ones(1, 16)
+        words = Conditions(states, mask)
+        with torch.no_grad():
+            x, time = torch.ones(1, 8, 8, 8), torch.tensor([500])
+            return denoiser.run_denoiser("dit", transformer, x, time, words)
+
+    plain = predicted()
+    config = LoraConfig(r=lora.RANK, lora_alpha=lora.RANK, target_modules=lora.TARGETS)
+    inject_adapter_in_model(config, transformer)
+    assert torch.equal(predicted(), plain)
+    assert [file.stem for file in (folder / "loras").iterdir()] == list(lora.OF_KIND["dit"])
+    weights = load_file(folder / "loras" / "small.safetensors")
+    named = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    found = set_peft_model_state_dict(transformer, named)
+    assert not found.unexpected_keys
+    assert not [name for name in found.missing_keys if "lora" in name]
+    assert not torch.equal(predicted(), plain)
+
+
+def test_a_training_folder_is_made_of_the_embedded_checkpoints_and_exports_them_again(tmp_path):
+    export.unpack(tmp_path)
+    for kind in ("unet", "dit"):
+        step = denoiser.SCHEDULES[kind].steps
+        folder = export.export_one(kind, tmp_path, tmp_path / kind, weak_step=step)
+        for part in parameter_counts(folder):
+            if not part.endswith("_weak"):
+                again = weights_of(folder / part)
+                shipped = weights_of(checkpoint_path(export.NAMES[kind]) / part)
+                assert again.keys() == shipped.keys()
+                assert all(torch.equal(again[name], shipped[name]) for name in shipped)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
 
 
 def test_cards_state_what_the_folder_holds(out):

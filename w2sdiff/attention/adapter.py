@@ -156,5 +156,12 @@ def _about(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not a safetensors file: {error}.") from None
     if text is None:
         raise InputError(f"{file} is not an adapter of compressed keys and values (no {KEY!r}).")
-    about: dict[str, Any] = json.loads(text)
+    try:
+        about: dict[str, Any] = json.loads(text)
+        KVCompression.from_json(about["compression"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file} is a damaged adapter: {KEY!r} in it does not say which compression it is "
+            f"({type(error).__name__}: {error})."
+        ) from None
     return about

@@ -172,12 +172,19 @@ def generate(
         from w2sdiff.jobs import Ledger, check_writable
         from w2sdiff.methods import METHODS
 
-        published = library.preset(preset) if preset is not None else library.Preset("w2sd", "", "")
+        published = library.Preset("", "w2sd", "", "", hub=library.DEFAULT_MODEL)
+        if preset is not None:
+            published = library.preset(preset)
         method = method or published.method
         METHODS[method]  # an unknown one is said before a model is looked for
-        found = library.find_model(
-            model or library.DEFAULT_MODEL, variant=variant, revision=revision
-        )
+        place = model or published.hub
+        if not place:
+            raise InputError(
+                f"the preset {preset} is for {published.model}: give its folder, or hub id, with "
+                "--model"
+            )
+        with published.explained():
+            found = library.find_model(place, variant=variant, revision=revision)
         said = published.settings
         settings = library.Settings(
             steps=_first(steps, said.get("steps"), found.default("num_inference_steps", 50)),
@@ -194,21 +201,19 @@ def generate(
             offload=offload,
             compile=compile_,
             attention_backend=attention_backend,
-            kv_compress=library.parse_kv(kv_compress, found) if kv_compress else None,
+            kv_compress=None if kv_compress is None else library.parse_kv(kv_compress, found),
             vae_tiling=vae_tiling,
         ).on_device(small=found.is_shapes)
         options: dict[str, Any] = {"strong": strong, "weak": weak, "base": base, "window": window}
         options |= {"times": times, "inversion": inversion, "scale": scale, "every": every}
         options |= {"noise_model": noise_model, "slow_until": slow_until, "fast_scale": fast_scale}
         if method == published.method:
-            options = {
-                name: _first(value, published.options.get(name)) for name, value in options.items()
-            }
-            options = {**published.options, **options}
-        chosen, notes = library.choose_method(
-            method, options, found, library.cfg_scale(found, settings)
-        )
-        loras = library.find_loras(chosen, settings.loras, found)
+            options |= published.filled(options)
+        with published.explained():
+            chosen, notes = library.choose_method(
+                method, options, found, library.cfg_scale(found, settings)
+            )
+            loras = library.find_loras(chosen, settings.loras, found)
         settings = library.with_loras(settings, loras)
         arms = library.compared(chosen, method) if compare else (library.Arm(method, chosen),)
         if not 1 <= count <= 1_000_000:

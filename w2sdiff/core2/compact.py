@@ -399,6 +399,8 @@ def _clean(prediction: Prediction, x: Tensor, c: Tensor, alpha: Tensor, sigma: T
             return c
         case "v":
             return (alpha * x - sigma * c) / (alpha**2 + sigma**2)
+        case "edm":
+            return (alpha * x + sigma * c) / (alpha**2 + sigma**2)
         case "flow":
             return (x - sigma * c) / (alpha + sigma)
 

@@ -83,7 +83,7 @@ class Host:
         denoiser: class of the network.
         architecture: the part of its config that says which network it is.
         channels: of its prediction.
-        prediction: what it predicts: "epsilon", "sample", "v" or "flow".
+        prediction: what it predicts: "epsilon", "sample", "v", "edm" or "flow".
         guidance_scale: scale of the guidance that is learned.
         evaluation_flops: operations of one evaluation of one branch of one item, at the size that
             was collected.

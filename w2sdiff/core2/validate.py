@@ -74,7 +74,7 @@ def weights(loss: str, model: CompactNoiseModel, batch: Batch) -> Tensor:
             return (sigma / alpha).clamp(max=10.0).to(batch.c)
         case "sample":
             return torch.ones_like(sigma).to(batch.c)
-        case "v":
+        case "v" | "edm":
             return (sigma / (alpha**2 + sigma**2)).to(batch.c)
         case "flow":
             return (sigma / (alpha + sigma)).to(batch.c)

@@ -11,6 +11,7 @@ from w2sdiff.drivers import modular
 from w2sdiff.drivers.families import Family, family_of
 from w2sdiff.drivers.repeatable import check_guiders
 from w2sdiff.drivers.run import Run
+from w2sdiff.drivers.taps import copied_as
 from w2sdiff.drivers.weave import SLOT, woven_call
 from w2sdiff.edits.base import Edit, Edits
 from w2sdiff.errors import InputError, UnsupportedError
@@ -84,11 +85,8 @@ def attach(
     try:
         pipe.__dict__[SLOT] = run
         pipe.__class__ = _shimmed(called, owner)
-        for name in denoisers:
-            run.taps.add(pipe.__dict__[name])
         yield run
     finally:
-        run.taps.remove()
         run.context.end()
         pipe.__class__ = called
         del pipe.__dict__[SLOT]
@@ -125,9 +123,14 @@ def _shimmed(called: type, owner: type) -> type:
     __call__.__doc__ = owner.__call__.__doc__
     # Callers ask for its signature.
     __call__.__wrapped__ = owner.__call__  # type: ignore[attr-defined]
-    shim = type(owner.__name__, (owner,), {**_described(owner), "__call__": __call__})
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807
+        return copied_as(called, SLOT, super(shim, self).__reduce_ex__(protocol))
+
+    own = {**_described(owner), "__call__": __call__, "__reduce_ex__": __reduce_ex__}
+    shim: Any = type(owner.__name__, (owner,), own)
     if called is owner:
-        return shim
+        return shim  # type: ignore[no-any-return]
     return type(called.__name__, (called, shim), _described(called))
 
 

@@ -157,7 +157,12 @@ STABLE_DIFFUSION_3 = Family("uc", from_pipe, name="Stable Diffusion 3")
 PIXART = Family("uc", from_frame, name="PixArt", lora=False)
 FLUX = Family("two", _true_cfg, name="FLUX.1", embedded=True)
 HUNYUAN_DIT = Family(
-    "uc", local_scale, _local_rescale, axes={"image_rotary_emb": None}, name="HunyuanDiT"
+    "uc",
+    local_scale,
+    _local_rescale,
+    axes={"image_rotary_emb": None},
+    name="HunyuanDiT",
+    lora=False,
 )
 DIT = Family("cu", _dit, doubled=True, name="DiT", lora=False)
 SANA = Family("uc", local_scale, name="Sana")

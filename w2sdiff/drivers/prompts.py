@@ -62,7 +62,10 @@ class Words:
         """Run the preamble once per distinct `Prompt`."""
         if not self._prompts:
             return
-        call = inspect.signature(self._function).bind(pipe, *args, **kwargs)
+        signature = inspect.signature(self._function)
+        if "prompt" not in signature.parameters:
+            raise UnsupportedError(f"{type(pipe).__name__} takes no prompt to exchange.")
+        call = signature.bind(pipe, *args, **kwargs)
         done: dict[Prompt, dict[str, Any]] = {}
         for role, prompt in self._prompts.items():
             if prompt not in done:

@@ -7,18 +7,20 @@ request `x`, `t`, `inputs`, `scale_of`, the tapped network, `step_of`.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from w2sdiff.drivers.caches import RoleCaches
 from w2sdiff.drivers.families import Family, Frame
 from w2sdiff.drivers.pag import processors_kept
 from w2sdiff.drivers.prompts import Words
 from w2sdiff.drivers.stats import RunStats
 from w2sdiff.drivers.taps import Branches, Taps
 from w2sdiff.edits.base import Context, Edits
-from w2sdiff.errors import UnsupportedError
+from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.levels import Levels
 from w2sdiff.methods.base import Eval, Method, Step, Steps
 
@@ -61,6 +63,8 @@ class Run:
         self._words: Words | None = None
         self._branches: Branches | None = None
         self._leave_role: list[Callable[[], None]] = []
+        self._bound: Mapping[str, Mapping[str, Any]] = {}
+        self._unbound: Mapping[str, Any] = {}
         self._conversation: Steps | None = None
         self._levels: Levels | None = None
 
@@ -68,17 +72,26 @@ class Run:
 
     def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the woven `__call__`."""
+        if self._words is not None:
+            raise InputError(
+                "This pipeline is already in a call, of a callback or another thread; "
+                "let it end first, or call a second pipeline made of the same components."
+            )
         self.stats = RunStats(notes=self._notes())
         self._levels = None
         self.context.begin_call(self.columns)
         self._words = Words.of(self._roles, self.context, self._woven)
+        self._caches = RoleCaches()
         started = time.perf_counter()
         try:
+            for name in self.context.denoisers:
+                self.taps.add(pipe.__dict__[name])
             with processors_kept(pipe, self.context.denoisers):
                 self._words.encode(pipe, args, kwargs)
                 return self._woven.function(pipe, *args, **kwargs)
         finally:
             self._leave()
+            self.taps.remove()
             self._let_go()
             self.context.end_call()
             self.stats.seconds = time.perf_counter() - started
@@ -86,8 +99,10 @@ class Run:
     def _let_go(self) -> None:
         """Keep no tensor of a call that is over."""
         self._conversation = self._branches = self._words = None
+        self._caches = RoleCaches()
         self._levels = self.context.request = None
         self._frame: Frame = {}
+        self._bound = self._unbound = {}
         self.x = self.t = None
         self.inputs = {}
         self.__dict__.pop("_step", None)
@@ -110,7 +125,7 @@ class Run:
     left: str | None = None
     x: Any = None  # the request's latents
     t: Any = None  # the timestep the network is told
-    inputs: Mapping[str, Any] = {}  # loop variables under the request's words
+    inputs: Mapping[str, Any] = {}  # loop variables under the request's role
 
     def enter(self, timesteps: Any, frame: Frame) -> None:
         """The loop is about to start."""
@@ -139,9 +154,11 @@ class Run:
         self._called_t = t
         self._frame = frame
         self._words.step_begins(frame)
+        self._bind(frame)
         in_window = self.method.window.contains(self._index, self._num_steps)
         self._step = Step(x, self._offset + self._index, in_window, self.levels)
         self._conversation = self.method.steps(self._step)
+        self._spoken: Counter[str] = Counter()
         self.asking, self.left = True, None
         self._ask(next(self._conversation))
 
@@ -190,10 +207,13 @@ class Run:
         assert self._words is not None
         self._leave()
         edits = self._roles[request.role]
+        self._spoken[request.role] += 1
+        self._speaker = request.role, self._spoken[request.role]
         self.stats.requests += 1
         self.x, self._at = request.x, request.at
         self.t = self._told(request)
-        self.inputs = self._words.inputs(request.role)
+        bound = {**self._unbound, **self._bound[request.role]}
+        self.inputs = {**self._words.inputs(request.role), **bound}
         if self._needs_scale or (self._family is not None and self._family.doubled):
             self._read_scale()
         for edit in edits:
@@ -203,6 +223,20 @@ class Run:
         self.context.request = None
         when = (self._index, self._num_steps, request.at, self.levels)
         self._branches = Branches(edits, self.context, self._family, request.x, when)
+
+    def _bind(self, frame: Frame) -> None:
+        """Loop variables that edits of a role change, and what they are as called."""
+        loop = {name: frame[name] for name in self._woven.inputs if name in frame}
+        self._bound = {
+            role: {
+                name: value
+                for edit in edits
+                for name, value in edit.variables(loop, self.context).items()
+            }
+            for role, edits in self._roles.items()
+        }
+        changed = set().union(*self._bound.values())
+        self._unbound = {name: loop[name] for name in changed}
 
     def _told(self, request: Eval) -> Any:
         if request.time is None or request.time == self._step.this:
@@ -226,7 +260,8 @@ class Run:
             return forward(*args, **kwargs)
         branches = self._branches
         before = branches.evaluations, branches.network_calls, branches.saved
-        output = branches.call(forward, module, args, kwargs)
+        with self._caches.of(module, self._speaker):
+            output = branches.call(forward, module, args, kwargs)
         self.stats.evaluations += branches.evaluations - before[0]
         self.stats.calls += branches.network_calls - before[1]
         self.stats.saved += branches.saved - before[2]
@@ -253,9 +288,9 @@ class Run:
         self._leave()
         self._branches = None
         self.asking, self.t = False, self._called_t
-        # What follows the step, and the next step, see the words of the call again, not those of
-        # the last request.
-        self.inputs = self._words.called
+        # What follows the step, and the next step, see the variables of the call again, not those
+        # of the last request.
+        self.inputs = {**self._words.called, **self._unbound}
         if x is not self._step.x and getattr(scheduler, "last_sample", None) is not None:
             # UniPC's and SASolver's corrector (diffusers 0.42) rebuilds the sample from the last
             # one and would ignore ours.

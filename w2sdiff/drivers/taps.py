@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from w2sdiff.drivers.caches import takes_both_branches
 from w2sdiff.drivers.halves import Axes, count, half_of_call, stacked, tensor_of, with_tensor
 from w2sdiff.edits.base import BOTH, COND, UNCOND, Context, Edit, Halves, Inputs, Request
-from w2sdiff.errors import UnsupportedError
+from w2sdiff.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +36,11 @@ When = tuple[int, int, int, Callable[[], "Levels"]]
 
 
 class Taps:
-    """The tapped modules of one `attach`, and the way back."""
+    """The modules of one `attach` that are tapped while the pipeline is in a call.
+
+    Between two calls they are stock modules: whatever asks for their exact class then
+    (`from_pipe` does), copies or saves them, finds what it knows.
+    """
 
     def __init__(self, call: Callable[..., Any]) -> None:
         """`call(forward, module, args, kwargs)` answers for every tapped module."""
@@ -43,8 +48,13 @@ class Taps:
         self._modules: list[nn.Module] = []
 
     def add(self, module: nn.Module) -> None:
-        """Tap a module; tapping it twice is once."""
+        """Tap a module until `remove`; tapping it twice is once."""
         if SLOT in module.__dict__:
+            if module.__dict__[SLOT] != self._call:
+                raise InputError(
+                    f"This {type(module).__name__} is in a call of another attached pipeline; "
+                    "let that end first, or give each pipeline a network of its own."
+                )
             return
         module.__dict__[SLOT] = self._call
         # object.__setattr__: torch.compile's wrapper forwards ordinary attributes to the module
@@ -70,9 +80,32 @@ def _tapped(cls: type) -> Any:
     # The same name, so that whatever asks for it (saving, hooks, error messages) sees the class it
     # knows.
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    own = {"__call__": __call__, "w2sdiff_untapped": cls}
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:  # noqa: N807
+        return copied_as(cls, SLOT, super(tapped, self).__reduce_ex__(protocol))
+
+    own = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, "w2sdiff_untapped": cls}
     tapped: Any = type(cls.__name__, (cls,), {**names, **own})
     return tapped
+
+
+def copied_as(cls: type, slot: str, reduced: Any) -> Any:
+    """What `copy.deepcopy` and `pickle` build from: an object as before its class was swapped.
+
+    Args:
+        cls: the class it had.
+        slot: the attribute that we gave it.
+        reduced: what Python says of it now: (function, arguments, state, ...).
+    """
+    make, arguments, state, *rest = reduced
+    arguments = tuple(cls if _swapped(value, cls) else value for value in arguments)
+    make = cls if _swapped(make, cls) else make  # torch.compile's wrapper is its own function
+    kept = {name: value for name, value in state.items() if name != slot}
+    return (make, arguments, kept, *rest)
+
+
+def _swapped(value: Any, cls: type) -> bool:
+    return isinstance(value, type) and issubclass(value, cls)
 
 
 class Branches:
@@ -139,7 +172,7 @@ class Branches:
         if branches != 2:
             return run.all(branches)
         self._context.request = Request(*self._when, run.branch(self._layout))
-        return self._one_call(run, needs, mapping)
+        return self._one_call(run, needs, mapping, whole=takes_both_branches(module))
 
     def _needs(self) -> Halves:
         needs = BOTH
@@ -152,13 +185,17 @@ class Branches:
             c, u = edit.halves(c, u, self._context)
         return c, u
 
-    def _one_call(self, run: _Network, needs: Halves, mapping: list[Edit]) -> Any:
-        """One call with the batch [u, c] or [c, u]."""
+    def _one_call(self, run: _Network, needs: Halves, mapping: list[Edit], *, whole: bool) -> Any:
+        """One call with the batch [u, c] or [c, u]; `whole`: the network wants all of it."""
         order = (1, 0) if self._layout == "uc" else (0, 1)  # position of c, of u
-        if needs == BOTH:
+        if needs == BOTH or whole:
             output = run.all(2)
             parts = tensor_of(output).chunk(2)
-            c, u = self._map(mapping, parts[order[0]], parts[order[1]])
+            c, u = self._map(
+                mapping,
+                parts[order[0]] if "c" in needs else None,
+                parts[order[1]] if "u" in needs else None,
+            )
         else:
             output = run.half(order[0] if needs == COND else order[1])
             self.saved += 1

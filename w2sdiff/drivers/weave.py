@@ -138,9 +138,9 @@ def _weave(owner: type) -> Woven:
     check_repeatable(again, latents, history, set_outside(function, loop), refuse)
     check_memory(function, again, refuse)
     check_sigmas(again, latents, refuse)
+    scales = any(is_scaled(node, latents) for part in again for node in ast.walk(part))
     inputs = _inputs(again, loop, latents, stored_in(function) | parameters_of(function))
     _rewrite(function, loop, again, after, latents, inputs, refuse)
-    scales = any(is_scaled(node, latents) for part in again for node in ast.walk(part))
     return Woven(_compile(tree, original), inputs, timestep_name(loop, refuse), scales)
 
 

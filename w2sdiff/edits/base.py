@@ -1,8 +1,9 @@
 """What a role changes about the network: the `Edit` contract, and `Edits`, several at once.
 
-An edit is a frozen value with at most three hooks, all optional:
+An edit is a frozen value with at most four hooks, all optional:
 
 * `enter(context)` switches something on the pipeline and returns what undoes it exactly;
+* `variables(loop, context)` binds other values to variables that the pipeline's loop reads;
 * `inputs(kwargs, context)` replaces keyword arguments of the network;
 * `halves(c, u, context)` says what the pipeline's own guidance mix will see as the conditional and
   the unconditional prediction; `needs(context)` which of the two have to be computed for that.
@@ -148,6 +149,11 @@ class Edit:
         """Switch the pipeline to this edit; return what undoes it."""
         del context
         return None
+
+    def variables(self, loop: Mapping[str, Any], context: Context) -> dict[str, Any]:
+        """Variables of the pipeline's loop to bind, of those that it reads and does not set."""
+        del loop, context
+        return {}
 
     def inputs(self, kwargs: dict[str, Any], context: Context) -> dict[str, Any]:
         """Keyword arguments the network is really called with."""

@@ -96,17 +96,28 @@ class Checkpoint(Edit):
 
     def enter(self, context: Context) -> Callable[[], None]:
         """Put the network in the denoiser's place; the returned function puts the old one back."""
-        key = ("checkpoint", self)
+        # Again for another dtype: `from_pipe` without one casts the networks it shares.
+        dtypes = (context.pipe.__dict__[name].dtype for name in context.denoisers)
+        key = ("checkpoint", self, *dtypes)
         others: dict[str, nn.Module] = context.remember(key, lambda: self._load_all(context))
+        for other in others.values():
+            context.tap(other)
         # The pipeline's own __setattr__ would rewrite its config: the instance's dictionary is the
         # quiet way in.
         state = context.pipe.__dict__
         called = {name: state[name] for name in others}
         offloaded = _make_room(context.pipe, called, others)
+        pairs = [(called[name], other) for name, other in others.items()]
+        perturbed = context.remember_in_call((*key, "perturbed"), lambda: _perturbed(pairs))
+        own = [(layer, layer["processor"]) for layer, _ in perturbed]
+        for layer, processor in perturbed:
+            layer["processor"] = processor
         state.update(others)
 
         def leave() -> None:
             state.update(called)
+            for layer, processor in own:
+                layer["processor"] = processor
             for other in offloaded:
                 other.to("cpu")
 
@@ -138,7 +149,6 @@ class Checkpoint(Edit):
                 context.at_end(_as_found(other))
             other.train(called.training)
             _place(context.pipe, called, other)
-            context.tap(other)
             others[name] = other
         if not others:
             wanted = ", ".join(context.denoisers)
@@ -234,6 +244,20 @@ def _place(pipe: Any, called: nn.Module, other: nn.Module) -> None:
         cpu_offload(other, pipe._execution_device)
     elif not _offload_hooks(pipe, called):
         other.to(pipe._execution_device)
+
+
+def _perturbed(pairs: list[tuple[Any, nn.Module]]) -> list[tuple[dict[str, Any], Any]]:
+    """Layers (their `__dict__`) of the other networks with the processors that PAG wants there.
+
+    Perturbed-attention guidance replaces processors of the pipeline's own network when the call
+    begins (diffusers 0.42); without them the third branch of another one would not be perturbed.
+    """
+    return [
+        (_plain(other).get_submodule(name.removesuffix(".processor")).__dict__, processor)
+        for called, other in pairs
+        for name, processor in getattr(called, "attn_processors", {}).items()
+        if type(processor).__name__.startswith("PAG")
+    ]
 
 
 def _as_found(module: nn.Module) -> Callable[[], None]:

@@ -72,9 +72,7 @@ class Guidance(Edit):
         if context.guidance_scale is not None:
             return kwargs
         if context.embedded:
-            import torch
-
-            return {**kwargs, "guidance": torch.full_like(kwargs["guidance"], self.scale)}
+            return {**kwargs, "guidance": embedded_scale(kwargs["guidance"], self.scale, context)}
         if self.scale == 1:
             return kwargs  # without guidance the pipeline already is its conditional branch
         raise UnsupportedError(
@@ -104,6 +102,22 @@ class Guidance(Edit):
             return mix, mix
         r = (1 - self.scale) / (1 - s)
         return c, c + r * (u - c)
+
+
+def embedded_scale(called: torch.Tensor, scale: float, context: Context) -> torch.Tensor:
+    """`scale` as the input of a guidance-distilled network, in the place of `called`.
+
+    Hunyuan's pipelines multiply it by 1000 beforehand, SANA-Sprint's by a number of the network's
+    configuration (diffusers 0.42); all others hand it over as it is.
+    """
+    import torch
+
+    denoiser = context.pipe.__dict__[context.denoisers[0]]
+    network = getattr(denoiser, "_orig_mod", denoiser)
+    factor = network.config.get("guidance_embeds_scale", 1.0)
+    if type(network).__name__.startswith(("HunyuanVideo", "HunyuanImage")):
+        factor = 1000.0
+    return torch.full_like(called, scale * factor)
 
 
 def number(value: object, what: str) -> float:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @EDITS.register
 @dataclass(frozen=True, eq=False)
 class LearnedGuidance(Edit):
-    """learned-guidance=FILE a noise model of CoRe2 (core2 reflect) in the place of guidance.
+    """learned-guidance=FILE    a noise model of CoRe2 (core2 reflect) in the place of guidance.
 
     Shao et al. 2025, arXiv 2503.09662. The noise model g turns the conditional prediction c into an
     estimate of the guided one. Both halves are then given the same prediction, so that whatever the

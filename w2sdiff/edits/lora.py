@@ -30,7 +30,8 @@ class Lora(Edit):
     adapters stay as they are.
 
     Args:
-        name: the adapter's name, as in `pipe.load_lora_weights(file, adapter_name=name)`.
+        name: the adapter's name, as in `pipe.load_lora_weights(file, adapter_name=name)`, or in
+            `load_lora` for pipelines without it (PixArt, HunyuanDiT, DiT).
         scale: its weight in this role, as in `pipe.set_adapters(name, scale)`; any finite number.
         sha256: hash of the adapter's file, needed for the JSON form only; `Lora.of_file` computes
             it.
@@ -101,7 +102,8 @@ class Lora(Edit):
             raise UnsupportedError(
                 f"No LoRA called {self.name!r} is loaded in the denoiser "
                 f"(loaded: {', '.join(loaded) or 'none'}). "
-                f"Load it first: pipe.load_lora_weights(FILE, adapter_name={self.name!r}); "
+                f"Load it first: pipe.load_lora_weights(FILE, adapter_name={self.name!r}), or "
+                "w2sdiff.load_lora where a pipeline has no such method; "
                 f"on the command line: --lora {self.name}=FILE."
             )
         if any(layer.merged for layer in layers):

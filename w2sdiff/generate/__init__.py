@@ -13,7 +13,8 @@ from w2sdiff.generate.choose import choose_method, find_loras, parse_kv, parse_w
 from w2sdiff.generate.draw import Drawn, Shot, Studio, Verdict
 from w2sdiff.generate.models import DEFAULT_MODEL, Model, find_model
 from w2sdiff.generate.plan import Arm, Picture, Plan, compared, slug
-from w2sdiff.generate.presets import PRESETS, Preset, preset
+from w2sdiff.generate.presets import Preset
+from w2sdiff.generate.published import PRESETS, preset
 from w2sdiff.generate.recipe import Recipe, cfg_scale, item_of
 from w2sdiff.generate.run import draw_grids, generate
 from w2sdiff.generate.settings import DTYPES, OFFLOADS, SCHEDULERS, LoraFile, Settings

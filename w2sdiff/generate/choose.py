@@ -22,7 +22,14 @@ from w2sdiff.generate.models import Model
 from w2sdiff.generate.settings import LoraFile, Settings
 from w2sdiff.methods import METHODS, ROLES, Method, Window
 
-__all__ = ["choose_method", "find_loras", "parse_kv", "parse_window", "with_loras"]
+__all__ = [
+    "choose_method",
+    "find_loras",
+    "parse_kv",
+    "parse_window",
+    "read_options",
+    "with_loras",
+]
 
 
 def choose_method(
@@ -53,11 +60,7 @@ def choose_method(
             raise InputError(
                 f"the method {name} takes no {_dashed(field)} (of these it takes: {taken})"
             )
-    for role in ROLES:
-        if role in given:
-            given[role] = parse_edits(given[role])
-    if "window" in given:
-        given["window"] = parse_window(given["window"])
+    given = read_options(given)
     notes: list[str] = []
     if "noise_model" in fields:
         given["noise_model"], made = _noise_model(given.get("noise_model"), model)
@@ -67,6 +70,19 @@ def choose_method(
         given |= pair
         notes.append(note)
     return cls(**given), notes
+
+
+def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a method with what is said in words read: the roles and the window.
+
+    Raises:
+        InputError: a word that is none.
+    """
+    read = dict(options)
+    for name, parse in (*((role, parse_edits) for role in ROLES), ("window", parse_window)):
+        if isinstance(read.get(name), str):
+            read[name] = parse(read[name])
+    return read
 
 
 def _noise_model(given: str | Path | None, model: Model) -> tuple[Path, list[str]]:

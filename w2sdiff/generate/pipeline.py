@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from w2sdiff.edits import load_lora
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.generate.models import DENOISERS, Model
 from w2sdiff.generate.settings import SCHEDULERS, Settings
 
-__all__ = ["call_parameters", "check_call", "load_pipeline"]
+__all__ = ["call_parameters", "check_call", "load_pipeline", "scheduler_for"]
 
 
 def load_pipeline(model: Model, settings: Settings) -> Any:
@@ -47,7 +48,7 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
         raise InputError(f"cannot load {model.name}: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     if settings.scheduler:
-        _set_scheduler(pipe, settings.scheduler)
+        pipe.scheduler = scheduler_for(pipe, settings.scheduler)
     _load_loras(pipe, settings)
     check_call(pipe, settings)
     if settings.attention_backend:
@@ -88,7 +89,12 @@ def _dtype_word() -> str:
     return "dtype" if (major, minor) >= (0, 40) else "torch_dtype"
 
 
-def _set_scheduler(pipe: Any, name: str) -> None:
+def scheduler_for(pipe: Any, name: str) -> Any:
+    """The scheduler of this name (of `SCHEDULERS`) with the settings of the pipeline's own.
+
+    Raises:
+        InputError: it does not fit the pipeline, or does not take these settings.
+    """
     import diffusers
 
     cls: Any = getattr(diffusers, SCHEDULERS[name])
@@ -100,7 +106,7 @@ def _set_scheduler(pipe: Any, name: str) -> None:
             f"({type(pipe.scheduler).__name__})"
         )
     try:
-        pipe.scheduler = cls.from_config(pipe.scheduler.config)
+        return cls.from_config(pipe.scheduler.config)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise InputError(
             f"the scheduler {name!r} does not take this model's settings: {_first_line(error)}"
@@ -110,8 +116,10 @@ def _set_scheduler(pipe: Any, name: str) -> None:
 def _load_loras(pipe: Any, settings: Settings) -> None:
     if not settings.loras:
         return
-    if not hasattr(pipe, "load_lora_weights"):
-        raise UnsupportedError(f"diffusers loads no LoRAs into {type(pipe).__name__}")
+    if not hasattr(pipe, "load_lora_weights"):  # PixArt, for one
+        for lora in settings.loras:
+            load_lora(pipe, lora.file, lora.name, lora.weight)
+        return
     for lora in settings.loras:
         try:
             with warnings.catch_warnings():

@@ -1,14 +1,22 @@
-"""Published settings by name, each with its source, so that nobody has to look them up."""
+"""`Preset`: a method in the settings it was published with, and where those come from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from w2sdiff.registry import unknown
+from w2sdiff.errors import InputError
+from w2sdiff.generate.choose import read_options
+from w2sdiff.generate.pipeline import scheduler_for
+from w2sdiff.methods import METHODS, Method
 
-__all__ = ["PRESETS", "Preset", "preset"]
+__all__ = ["PLACE", "Preset"]
+
+PLACE = "FOLDER"
+"""In a role: stands for what only its owner knows the place of."""
 
 
 @dataclass(frozen=True)
@@ -16,74 +24,89 @@ class Preset:
     """A method with its options, and the settings it was published with.
 
     Attributes:
+        name: as in `preset(name)`.
         method: a name of `METHODS`.
-        options: of the method, as `choose_method` takes them.
-        settings: of `Settings`: steps, guidance, scheduler.
-        model: what it was published for.
+        model: what it was published for, in words.
         source: where the numbers come from.
-        needs: what has to be there besides the model; "" for nothing.
+        options: of the method: roles in the grammar of edits, the window as "A:B".
+        settings: of `Settings`: steps, guidance, scheduler.
+        hub: hub id of the model; "" where no id is known.
+        needs: what to get besides the model, and how to hand it over; "" for nothing.
     """
 
+    name: str
     method: str
     model: str
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    hub: str = ""
     needs: str = ""
 
+    @property
+    def call(self) -> dict[str, Any]:
+        """What the pipeline is called with: number of steps and guidance scale."""
+        words = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+        return {word: self.settings[name] for name, word in words.items() if name in self.settings}
 
-_SDXL, _SD35 = "Stable Diffusion XL", "Stable Diffusion 3.5 Large"
-_CORE2 = "arXiv 2503.09662 and its authors' code (xie-lab-ml/CoRe)"
-_NEEDS = "a published noise model (.pth), read by `w2sdiff core2 convert`, as --noise-model"
-_DDIM = {"steps": 50, "guidance": 5.5, "scheduler": "ddim"}
-_FLOW = {"steps": 28, "guidance": 3.5}
+    def scheduler(self, pipe: Any) -> Any:
+        """The published scheduler with the configuration of the pipeline's own; or its own.
 
-PRESETS: dict[str, Preset] = {
-    # Slow nearly to the end, as the script's comment recommends: all steps but two.
-    "core2/sdxl": Preset(
-        *("core2", _SDXL, _CORE2),
-        {"scale": 1.5, "slow_until": 0.96, "reference": True},
-        *(_DDIM, _NEEDS),
-    ),
-    "core2/sdxl-fast": Preset(
-        *("core2", _SDXL, _CORE2),
-        {"slow_until": 0.0, "reference": True},
-        *(_DDIM, _NEEDS),
-    ),
-    "core2/sd35": Preset(
-        *("core2", _SD35, _CORE2),
-        {"scale": 1.5, "slow_until": 0.93, "reference": True},
-        *(_FLOW, _NEEDS),
-    ),
-    "core2/sd35-fast": Preset(
-        *("core2", _SD35, _CORE2),
-        {"slow_until": 0.0, "reference": True},
-        *(_FLOW, _NEEDS),
-    ),
-    "zcore2/sdxl": Preset(
-        *("zcore2", _SDXL, _CORE2),
-        {"scale": 1.5, "inversion": "reference", "reference": True},
-        *(_DDIM, _NEEDS),
-    ),
-    # The published code has 3.5 in the last leg, whatever it is called with.
-    "zcore2/sd35": Preset(
-        *("zcore2", _SD35, _CORE2),
-        {"scale": 1.5, "real_scale": 3.5, "inversion": "reference", "reference": True},
-        *(_FLOW, _NEEDS),
-    ),
-}
+        Raises:
+            InputError: it does not fit the pipeline.
+        """
+        name = self.settings.get("scheduler")
+        return pipe.scheduler if name is None else scheduler_for(pipe, name)
 
+    def make(self, **options: Any) -> Method:
+        """The method, with these options instead of the published ones.
 
-def preset(name: str) -> Preset:
-    """The preset of this name.
+        Args:
+            options: of the method: roles as edits or in their grammar, the window as `Window` or
+                as "A:B"; `inversion="reference"` for what the authors' code computes.
 
-    Raises:
-        InputError: there is none; says the nearest.
+        Raises:
+            InputError: something has to be given first; says what.
 
-    Example:
-        >>> preset("core2/sdxl").settings["guidance"]
-        5.5
-    """
-    if name not in PRESETS:
-        raise unknown("preset", name, sorted(PRESETS))
-    return PRESETS[name]
+        Example:
+            >>> from w2sdiff import preset
+            >>> published = preset("w2sd/sdxl-guidance")
+            >>> published.make().cost(50, guidance_scale=5.5)
+            247
+            >>> published.call
+            {'num_inference_steps': 50, 'guidance_scale': 5.5}
+        """
+        cls = METHODS[self.method]
+        options = read_options(self.filled(options))
+        for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
+            required = entry.default is entry.default_factory is dataclasses.MISSING
+            if required and entry.name not in options:
+                raise InputError(
+                    f"the preset {self.name} needs {self.needs}: make({entry.name}=...)"
+                )
+        return cls(**options)
+
+    def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The published options, with those given in their place; None stands for not given.
+
+        Raises:
+            InputError: a role names something that only its owner knows the place of.
+        """
+        options = {**self.options, **{k: v for k, v in given.items() if v is not None}}
+        for role, value in options.items():
+            if isinstance(value, str) and f"={PLACE}" in value:
+                raise InputError(
+                    f"the preset {self.name} needs {self.needs}: in Python make({role}=...), on "
+                    f"the command line --{role} {value}"
+                )
+        return options
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Within it, an error about what is absent also says what the preset needs."""
+        try:
+            yield
+        except InputError as error:
+            if not self.needs or self.needs in str(error):
+                raise
+            raise InputError(f"{error} (the preset {self.name} needs {self.needs})") from error

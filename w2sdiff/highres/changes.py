@@ -173,7 +173,9 @@ def raise_resolution(
     }
     raised = type(transformer).from_config(config)
     raised.load_state_dict(transformer.state_dict())
-    return raised.to(transformer.dtype).train(transformer.training)
+    if raised.dtype != transformer.dtype:  # diffusers warns of every call of `to` with a type
+        raised = raised.to(transformer.dtype)
+    return raised.train(transformer.training)
 
 
 def _inner(folder: Path, name: str) -> Path:

@@ -147,6 +147,7 @@ def _shapes() -> list[PromptRow]:
             {
                 "category": caption.category,
                 "held_out": "yes" if is_held_out(completions(caption)[0]) else "no",
+                "vague": caption.vague.text,
             },
         )
         for number, caption in enumerate(evaluation_captions(1_000), 1)

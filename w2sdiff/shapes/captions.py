@@ -97,6 +97,23 @@ class Caption:
         return any(d.shape is None or d.colour is None for d in self.demands)
 
     @property
+    def vague(self) -> Caption:
+        """The caption with its colours left open, or its shapes where only colours tell them apart.
+
+        What a short prompt is to a detailed one: it demands a part of the same, so that a picture
+        that obeys the caption obeys this one.
+
+        Example:
+            >>> from w2sdiff.shapes.captions import parse
+            >>> parse("a red circle left of a blue square").vague.text
+            'a circle left of a square'
+        """
+        pair = self.category in ("colours", "position")
+        by_colour = pair and not _differ(self.demands[0].shape, self.demands[-1].shape)
+        kept = [Demand(None, d.colour) if by_colour else Demand(d.shape) for d in self.demands]
+        return Caption(self.category, tuple(kept), self.relation)
+
+    @property
     def slots(self) -> tuple[int, ...]:
         """The meaning as class indices, one below each entry of `SLOT_SIZES`.
 

@@ -149,7 +149,8 @@ FAMILIES = {
         ("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds"),
         sign=-1.0,
     ),
-    "animatediff": Family("unet", "sample", _UNET, _WORDS),
+    "animatediff": _SD,
+    "animatediff-xl": _SDXL,
     "wan-2.1": Family("transformer", "hidden_states", _TWO, _WORDS),
     "wan-2.2": Family(
         "transformer",
@@ -507,9 +508,9 @@ class _Wrapped:
             size = mixed.square().sum(over, keepdim=True).sqrt()
             limit: Tensor = most * c.square().sum(over, keepdim=True).sqrt() / size
             return mixed * limit.clamp(max=1.0)
-        if phi := self.call.get("guidance_rescale", 0.0):  # Lin et al. 2023, section 3.4
-            like = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
-            return phi * like + (1 - phi) * mixed
+        if phi := float(self.call.get("guidance_rescale", 0.0)):  # Lin et al. 2023, section 3.4
+            like: Tensor = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
+            mixed = phi * like + (1 - phi) * mixed
         return mixed
 
 

@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -60,6 +61,11 @@ class Variant:
     output: str = "images"
     since: str = "0.38"
 
+    @property
+    def installed(self) -> bool:
+        """Whether the installed diffusers has it."""
+        return _release(version("diffusers")) >= _release(self.since)
+
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
         """The pipeline; the same weights for the same seed, whatever was drawn before."""
         with private_randomness(seed):
@@ -89,6 +95,10 @@ class Variant:
         """The denoiser of a pipeline."""
         found: nn.Module = getattr(pipe, self.denoiser)
         return found
+
+
+def _release(number: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in number.split(".")[:2])
 
 
 VARIANTS: dict[str, Variant] = {}

@@ -20,11 +20,14 @@ STAGES = {
     "dit": "the transformer (shapes-dit)",
     "lora": "the LoRA of a narrower style, from the finished UNet",
     "balance": "the two LoRAs with a known bias, from the finished UNet",
+    "dit-lora": "the LoRA of a narrower style, from the finished transformer",
     "clip": "the trained judge (shapes-clip), a stock open_clip folder",
     "export": "the stock diffusers folders, in float16",
     "card": "the model card of each folder, from the logs and the evaluation",
     "all": "each of these, in this order",
+    "unpack": "no training: a folder for the LoRAs' stages, from the embedded checkpoints",
 }
+_ALL = [stage for stage in STAGES if stage not in ("all", "unpack")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     _settle(arguments.threads)
-    stages = list(STAGES)[:-1] if "all" in arguments.stages else arguments.stages
+    stages = _ALL if "all" in arguments.stages else arguments.stages
     # A polite request to stop (a shutdown, a scheduler) is treated like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -109,11 +112,11 @@ def _runners(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
             kind, out, schedule=schedule, pool_size=size, compiled=compiled, **common
         )
 
-    def train_loras(names: Sequence[str]) -> None:
+    def train_loras(kind: str, *names: str) -> None:
         size = arguments.pool or lora.POOL_SIZE
         for name in names:
             schedule = adjusted(lora.SCHEDULE)
-            lora.train_lora(name, out, schedule=schedule, pool_size=size, **common)
+            lora.train_lora(name, out, kind=kind, schedule=schedule, pool_size=size, **common)
 
     return {
         "vae": lambda: vae.train_vae(
@@ -122,8 +125,9 @@ def _runners(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "text": train_texts,
         "unet": lambda: train_denoiser("unet"),
         "dit": lambda: train_denoiser("dit"),
-        "lora": lambda: train_loras(["small"]),
-        "balance": lambda: train_loras(["balance-strong", "balance-weak"]),
+        "lora": lambda: train_loras("unet", "small"),
+        "balance": lambda: train_loras("unet", "balance-strong", "balance-weak"),
+        "dit-lora": lambda: train_loras("dit", "small"),
         "clip": lambda: clip.train_clip(
             out,
             schedule=adjusted(clip.SCHEDULE),
@@ -132,6 +136,7 @@ def _runners(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
         ),
         "export": lambda: export.export(out),
         "card": lambda: card.write_cards(out, arguments.evaluation),
+        "unpack": lambda: export.unpack(out),
     }
 
 

@@ -53,13 +53,17 @@ def parameter_counts(folder: Path) -> dict[str, int]:
     """Return the number of parameters of each part of a stock folder, by subfolder."""
     from safetensors import safe_open
 
+    from w2sdiff.attention.adapter import FILE
+
     counts = {}
     for file in sorted(folder.glob("*/*.safetensors")):
         if file.parent.name == "noise_models":
             continue  # no part of the folder's own training; they have a card of their own
         with safe_open(file, framework="pt") as opened:
             shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
-        part = f"loras/{file.stem}" if file.parent.name == "loras" else file.parent.name
+        part = file.parent.name
+        if part == "loras" or file.name == FILE:
+            part += f"/{file.stem}"
         counts[part] = sum(_product(shape) for shape in shapes)
     return counts
 
@@ -141,7 +145,8 @@ def _cell(value: dict[str, Any]) -> str:
 
 
 def _training(kind: str, out: Path) -> str:
-    stages = f"vae text {kind}" + (" lora balance" if kind == "unet" else "") + " export"
+    loras = {"unet": "lora balance", "dit": "dit-lora"}[kind]
+    stages = f"vae text {kind} {loras} export"
     lines = [
         f"`python -m w2sdiff.shapes.train {stages} --seed 0 --out DIR`",
         "",
@@ -153,8 +158,7 @@ def _training(kind: str, out: Path) -> str:
         ENCODERS[kind]: text.SCHEDULE,
         kind: denoiser.SCHEDULES[kind],
     }
-    if kind == "unet":
-        runs |= dict.fromkeys(lora.LORAS, lora.SCHEDULE)
+    runs |= {lora.run_name(kind, name): lora.SCHEDULE for name in lora.OF_KIND[kind]}
     for run, schedule in runs.items():
         end = _last(out / "runs" / run / "log.jsonl", "loss")
         if end:
@@ -209,7 +213,8 @@ frequent as red, yellow and green, also where the caption leaves the colour open
     "dit": """A small PixArt-Sigma of the world of shapes (`w2sdiff.shapes.world`): 64 × 64 pixels,
 8 × 8 latents, v prediction. `transformer` is the strong denoiser, `transformer_weak` the weak one:
 an early checkpoint of the same run. PixArt's resolution binning knows no pictures this small: call
-with `use_resolution_binning=False`.""",
+with `use_resolution_binning=False`. `loras/small` draws small objects only; diffusers loads no
+LoRAs into PixArt, PEFT does (`inject_adapter_in_model`, `set_peft_model_state_dict`).""",
 }
 
 _LIMITS = """Every training picture comes from `w2sdiff.shapes.world.batch`: drawn, endless, free

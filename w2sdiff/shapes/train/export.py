@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from w2sdiff.errors import InputError
-from w2sdiff.shapes.train.lora import LORAS
-from w2sdiff.shapes.train.networks import NAMES, assemble, build_denoiser
+from w2sdiff.shapes import checkpoint_path
+from w2sdiff.shapes.train.denoiser import SCHEDULES
+from w2sdiff.shapes.train.lora import OF_KIND, lora_folder
+from w2sdiff.shapes.train.networks import ENCODERS, NAMES, assemble, build_denoiser
 
-__all__ = ["WEAK_STEPS", "export", "export_one"]
+__all__ = ["WEAK_STEPS", "export", "export_one", "unpack"]
 
 # The early checkpoint of the same run, the average as it was at this step: clearly worse at equal
 # guidance, and still of use.
@@ -59,13 +61,32 @@ def export_one(
     pipe = assemble(kind, out, strong).to(dtype=torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
     weak.half().save_pretrained(folder / f"{_DENOISERS[kind]}_weak", safe_serialization=True)
-    loras = out / "loras"
-    if kind == "unet" and loras.is_dir():
+    loras = lora_folder(kind, out)
+    if loras.is_dir():
         (folder / "loras").mkdir()
-        for name in LORAS:
+        for name in OF_KIND[kind]:
             shutil.copy(loras / f"{name}.safetensors", folder / "loras")
     _polish(folder)
     return folder
+
+
+def unpack(out: Path) -> None:
+    """Make a training folder of the embedded checkpoints: LoRAs can be trained in it.
+
+    It has the codec, the text encoders and the strong denoisers, in the float16 they come in. What
+    is in `out` already stays.
+    """
+    for kind, name in NAMES.items():
+        folder, text = checkpoint_path(name), out / "text" / ENCODERS[kind]
+        pairs = [("vae", out / "vae"), *((p, text / p) for p in ("tokenizer", "text_encoder"))]
+        for part, target in pairs:
+            if not target.exists():
+                shutil.copytree(folder / part, target)
+        target = out / "runs" / kind / f"ema-{SCHEDULES[kind].steps:06d}.safetensors"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            weights = load_file(folder / _DENOISERS[kind] / "diffusion_pytorch_model.safetensors")
+            save_file({n: t.float() for n, t in weights.items()}, target)
 
 
 def _kept(kind: str, out: Path) -> list[Path]:

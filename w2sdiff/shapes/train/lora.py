@@ -1,4 +1,4 @@
-"""LoRAs from the finished UNet: a narrower style, and a pair with a known bias."""
+"""LoRAs from a finished denoiser: a narrower style, and a pair with a known bias."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from w2sdiff.errors import InputError
 from w2sdiff.shapes.train.denoiser import pool_loss
@@ -19,10 +19,13 @@ from w2sdiff.shapes.train.pool import conditions, make_pool
 __all__ = [
     "COMMON",
     "LORAS",
+    "OF_KIND",
     "POOL_SIZE",
     "RARE",
     "SCHEDULE",
     "LoraData",
+    "lora_folder",
+    "run_name",
     "strong_weights",
     "train_lora",
 ]
@@ -53,6 +56,19 @@ LORAS = {
     "balance-weak": LoraData(open_share=0.5, colour_weights=dict.fromkeys(RARE, 1 / 10)),
 }
 
+OF_KIND = {"unet": tuple(LORAS), "dit": ("small",)}
+"""Which of them are trained on which denoiser."""
+
+
+def run_name(kind: str, name: str) -> str:
+    """Return what the run of a LoRA is called."""
+    return name if kind == "unet" else f"{kind}-{name}"
+
+
+def lora_folder(kind: str, out: Path) -> Path:
+    """Return where the LoRAs of a denoiser are written."""
+    return out / ("loras" if kind == "unet" else f"{kind}-loras")
+
 
 def strong_weights(kind: str, out: Path) -> dict[str, torch.Tensor]:
     """Return the averaged weights of a finished run; raises `InputError` if there is none."""
@@ -67,27 +83,30 @@ def train_lora(
     name: str,
     out: Path,
     *,
+    kind: str = "unet",
     seed: int = 0,
     schedule: Schedule = SCHEDULE,
     pool_size: int = POOL_SIZE,
     device: str = "cpu",
 ) -> None:
-    """Train one of `LORAS` on the finished UNet found in `out`; write `out/loras/<name>`.
+    """Train one of `LORAS` on the finished denoiser found in `out`; write it to `lora_folder`.
 
-    The file is what `StableDiffusionPipeline.save_lora_weights` writes. Raises `InputError` if
-    there is no finished UNet.
+    The file has the layout that diffusers' `save_lora_weights` gives it: PEFT's names, behind the
+    name of the network in the pipeline. Raises `InputError` if there is no finished denoiser.
     """
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
-    from peft import LoraConfig
+    from diffusers import AutoencoderKL
+    from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import get_peft_model_state_dict
 
     data = LORAS[name]
     torch.manual_seed(seed)
-    unet: Any = build_denoiser("unet")
-    unet.load_state_dict(strong_weights("unet", out))
-    unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
-    unet.to(device)
+    denoiser: Any = build_denoiser(kind)
+    denoiser.load_state_dict(strong_weights(kind, out))
+    denoiser.requires_grad_(False)
+    # As the UNet's own `add_adapter` does; PixArt's transformer has none in diffusers 0.42.
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS)
+    inject_adapter_in_model(config, denoiser)
+    denoiser.to(device)
     pool = make_pool(
         AutoencoderKL.from_pretrained(out / "vae").to(device),
         pool_size,
@@ -97,13 +116,17 @@ def train_lora(
         open_share=data.open_share,
         colour_weights=data.colour_weights or None,
     )
-    tokenizer, encoder = load_text("unet", out)
-    text = conditions(ENCODERS["unet"], tokenizer, encoder.to(device), pool.captions)
-    loss = pool_loss("unet", unet, pool, text, batch=schedule.batch, compiled=False)
-    train(unet, loss, schedule, out / "runs" / name, seed=seed)
-    layers = get_peft_model_state_dict(unet)  # as it is: converted to diffusers' older names, which
-    StableDiffusionPipeline.save_lora_weights(  # only attention has, half of it would not load
-        out / "loras",
-        unet_lora_layers={n: t.half().cpu().contiguous() for n, t in layers.items()},
-        weight_name=f"{name}.safetensors",
+    tokenizer, encoder = load_text(kind, out)
+    text = conditions(ENCODERS[kind], tokenizer, encoder.to(device), pool.captions)
+    loss = pool_loss(kind, denoiser, pool, text, batch=schedule.batch, compiled=False)
+    train(denoiser, loss, schedule, out / "runs" / run_name(kind, name), seed=seed)
+    # As it is: converted to diffusers' older names, which only attention has, half would not load.
+    layers = get_peft_model_state_dict(denoiser)
+    part = {"unet": "unet", "dit": "transformer"}[kind]
+    folder = lora_folder(kind, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {f"{part}.{n}": t.half().cpu().contiguous() for n, t in layers.items()},
+        folder / f"{name}.safetensors",
+        metadata={"format": "pt"},
     )
