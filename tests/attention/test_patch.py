@@ -402,7 +402,7 @@ def test_the_compressors_follow_dtype_and_mode(pixart):
     assert "transformer_blocks.0.attn1.kv.sr.weight" in dict(pixart.named_parameters())
 
 
-def test_restoring_inside_an_attach_waits_for_its_end():
+def test_restoring_inside_a_call_waits_for_its_end():
     import tiny
 
     from w2sdiff import Plain, attach
@@ -410,10 +410,16 @@ def test_restoring_inside_an_attach_waits_for_its_end():
     pipe = tiny.build("pixart")
     cls = type(pipe.transformer)
     compress(pipe.transformer, HALVED)
-    with attach(pipe, Plain()):
+
+    def too_early(*_):
         with pytest.raises(InputError, match="leave that first"):
             restore(pipe.transformer)
-        tiny.latents(pipe, "pixart")
+        refused.append(True)
+
+    refused = []
+    with attach(pipe, Plain()):
+        tiny.latents(pipe, "pixart", callback=too_early, callback_steps=1)
+    assert refused
     restore(pipe.transformer)
     assert type(pipe.transformer) is cls
     with attach(pipe, Plain()):

@@ -163,7 +163,7 @@ def test_a_training_folder_is_made_of_the_embedded_checkpoints_and_exports_them_
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    (file,) = folder.glob("*.safetensors")
+    (file,) = folder.glob("*model.safetensors")
     return load_file(file)
 
 

@@ -63,7 +63,8 @@ class Words:
         if not self._prompts:
             return
         signature = inspect.signature(self._function)
-        if "prompt" not in signature.parameters:
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        if "prompt" not in signature.parameters and not takes_any:
             raise UnsupportedError(f"{type(pipe).__name__} takes no prompt to exchange.")
         call = signature.bind(pipe, *args, **kwargs)
         done: dict[Prompt, dict[str, Any]] = {}

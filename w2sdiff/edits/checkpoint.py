@@ -27,6 +27,7 @@ SAME = (
     "joint_attention_dim",
     "patch_size",
 )
+_WEIGHTS = "diffusion_pytorch_model*.safetensors"  # an adapter may lie beside them
 
 
 @EDITS.register
@@ -171,7 +172,7 @@ class Checkpoint(Edit):
             path = path / name
         if not (path / "config.json").is_file():
             return None
-        plain = any(not file.name.split(".")[1:-1] for file in path.glob("*.safetensors"))
+        plain = any(not file.name.split(".")[1:-1] for file in path.glob(_WEIGHTS))
         variant = None if plain else _variant(path)
         module: nn.Module = cls.from_pretrained(
             path, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True
@@ -199,7 +200,7 @@ def _from_hub(repo: str, denoiser: str | None) -> Path:
 
 
 def _variant(path: Path) -> str | None:
-    names = [file.name.split(".") for file in sorted(path.glob("*.safetensors"))]
+    names = [file.name.split(".") for file in sorted(path.glob(_WEIGHTS))]
     return next((".".join(name[1:-1]) for name in names), None)
 
 
