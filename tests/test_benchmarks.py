@@ -18,6 +18,7 @@ SMALLEST = {
     "core2": "--models shapes-unet --limit 8 --choose-on 8 --steps 4 --repeats 1",
     "attention": "--tokens 64 --width 72 --repeats 1 --depth 1 --threads 1 --no-cuda",
     "highres": "--size 256 --depth 1 --width 72 --vae-width 8 --kv-compress 2",
+    "families": "--variants sd flux sdxl-pag --repeats 1 --call-ms 1",
     "harness": "--parts ledger report --items 200 --prompts 8",
 }
 MODELS = {"shapes_balance": "shapes-unet", "core2": "shapes-unet", "shapes_methods": "shapes-dit"}
@@ -120,3 +121,18 @@ def test_attention_measures_every_kind_and_the_port_computes_the_same(result):
 def test_the_denoiser_of_a_large_picture_sees_all_of_its_tokens(result):
     assert result["targets"]["image tokens"] == {"measured": 256, "target": 256, "met": True}
     assert list(result["runs"][0]["stages"]) == ["loading", "prompt", "denoising", "decoding"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["families"], indirect=True)
+def test_families_has_a_row_per_variant(result):
+    rows = {row["variant"]: row for row in result["rows"]}
+    assert set(rows) == {"sd", "flux", "sdxl-pag"}
+    for row in rows.values():
+        assert row["plain_identical"] is True
+        assert row["oracle_max_diff"] <= 1e-5
+        assert row["overhead"] > 0
+    steps = {name: row["evaluations_per_step"] for name, row in rows.items()}
+    assert steps == {"sd": 2, "flux": 1, "sdxl-pag": 3}
+    reflected = {name: row["evaluations_per_w2sd_step"] for name, row in rows.items()}
+    assert reflected == {"sd": 2 + 2 + 1, "flux": 3, "sdxl-pag": 9}

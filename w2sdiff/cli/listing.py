@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from w2sdiff.cli.console import Reporter
 
 __all__ = ["list_kinds"]
+
+Line = tuple[str, str] | tuple[str, str, dict[str, Any]]
+"""A name, a line about it, and the facts for programs where the line is not all of them."""
 
 
 def list_kinds(
@@ -27,19 +30,20 @@ def list_kinds(
         raise unknown("list", kind, list(_LISTS))
     reporter = Reporter(quiet=False, as_json=as_json)
     lines = list(_LISTS[kind]())
-    width = max(len(name) for name, _ in lines)
-    for name, text in lines:
-        reporter.result(f"{name:<{width}}  {text}", kind, name=name, summary=text)
+    width = max(len(name) for name, *_ in lines)
+    for name, text, *more in lines:
+        facts = {"summary": text, **(more[0] if more else {})}
+        reporter.result(f"{name:<{width}}  {text}", kind, name=name, **facts)
 
 
-def _methods() -> Iterator[tuple[str, str]]:
+def _methods() -> Iterator[Line]:
     from w2sdiff.methods import METHODS
 
     for name in METHODS:
         yield name, METHODS.summary(name)
 
 
-def _edits() -> Iterator[tuple[str, str]]:
+def _edits() -> Iterator[Line]:
     from w2sdiff.edits import EDITS
 
     for name in EDITS:
@@ -47,7 +51,7 @@ def _edits() -> Iterator[tuple[str, str]]:
         yield form, text.strip()
 
 
-def _presets() -> Iterator[tuple[str, str]]:
+def _presets() -> Iterator[Line]:
     from w2sdiff.generate import PRESETS
 
     for name, preset in PRESETS.items():
@@ -55,7 +59,7 @@ def _presets() -> Iterator[tuple[str, str]]:
         yield name, f"{preset.method} on {preset.model}: {preset.source}{needs}"
 
 
-def _models() -> Iterator[tuple[str, str]]:
+def _models() -> Iterator[Line]:
     from w2sdiff import shapes
     from w2sdiff.generate import DEFAULT_MODEL, find_model
 
@@ -73,19 +77,45 @@ def _models() -> Iterator[tuple[str, str]]:
     yield "OWNER/NAME", "any such model of the hub, from the local cache or downloaded"
 
 
-def _families() -> Iterator[tuple[str, str]]:
-    from w2sdiff.drivers import FAMILIES
+def _families() -> Iterator[Line]:
+    from w2sdiff.drivers.families import FAMILIES, Family
+    from w2sdiff.drivers.refused import REFUSED
 
-    layouts = {
-        "uc": "one call, unconditional branch first",
-        "cu": "one call, conditional branch first",
-        "two": "two calls, conditional first",
-    }
-    for name, family in FAMILIES.items():
-        yield name, f"guidance in {layouts[family.layout]}"
+    kinds: dict[tuple[str, str], dict[str, Family]] = {}
+    for cls, family in FAMILIES.items():
+        kinds.setdefault((family.name, family.layout), {})[cls] = family
+    for (name, layout), members in kinds.items():
+        family = next(iter(members.values()))
+        facts = {
+            "layout": _LAYOUTS[layout],
+            "embedded_guidance": family.embedded,
+            "lora": family.lora,
+            "since": family.since,
+            "pipelines": list(members),
+        }
+        columns = [
+            f"{_LAYOUTS[layout]:<52}",
+            f"{'embedded guidance' if family.embedded else '':<17}",
+            f"{'LoRA' if family.lora else '':<4}",
+            f"since diffusers {family.since}",
+            ", ".join(members),
+        ]
+        yield name, "  ".join(columns), facts
+    for refused in REFUSED:
+        examples = f" ({', '.join(refused.examples)})" if refused.examples else ""
+        facts = {"refused": True, "summary": refused.why, "pipelines": list(refused.examples)}
+        yield f"refused: {refused.kind}", f"{refused.why}{examples}", facts
 
 
-def _scorers() -> Iterator[tuple[str, str]]:
+_LAYOUTS = {
+    "uc": "one call, unconditional half first",
+    "cu": "one call, conditional half first",
+    "two": "two calls, conditional first",
+    "ucp": "one call, unconditional, conditional, perturbed (PAG)",
+}
+
+
+def _scorers() -> Iterator[Line]:
     from w2sdiff.scorers import SCORERS
 
     for name in SCORERS:
@@ -94,7 +124,7 @@ def _scorers() -> Iterator[tuple[str, str]]:
         yield name, f"[{scorer.group}, {low:g} to {high:g}] {SCORERS.summary(name)}"
 
 
-_LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+_LISTS: dict[str, Callable[[], Iterator[Line]]] = {
     "methods": _methods,
     "edits": _edits,
     "models": _models,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Layout = Literal["uc", "cu", "two"]
+Layout = Literal["uc", "cu", "two", "ucp"]
 Frame = Mapping[str, Any]  # local variables of the pipeline's __call__, inside its loop
 Scale = Callable[[Any, Frame], float | None]
 
@@ -28,7 +28,8 @@ class Family:
 
     Args:
         layout: "uc" one call with the batch [unconditional, conditional]; "cu" the other way round;
-            "two" two calls, conditional first.
+            "two" two calls, conditional first; "ucp" as "uc" with a third, perturbed part while
+            perturbed-attention guidance is on.
         scale: (pipe, local variables of its `__call__`, the timestep among them being the one that
             the network is told) -> the scale it mixes with at this step, as in u + scale (c - u);
             None while it runs without an unconditional half.
@@ -38,6 +39,11 @@ class Family:
             on, as DiT's do.
         axes: arguments of the network that are not batched on their first axis with one entry per
             item and branch: the axis along which their two halves lie, None if they have none.
+        name: what `w2sdiff list families` calls it.
+        embedded: its network can take the scale as an input (`guidance`) and then needs no second
+            branch.
+        lora: diffusers loads LoRAs for it.
+        since: first diffusers release that has it; 0.38 is the oldest supported.
 
     Example:
         >>> Family("uc", lambda pipe, frame: frame["guidance_scale"]).layout
@@ -49,6 +55,10 @@ class Family:
     rescale: Callable[[Any, Frame], float] = no_rescale
     doubled: bool = False
     axes: Mapping[str, int | None] = field(default_factory=dict)
+    name: str = ""
+    embedded: bool = False
+    lora: bool = True
+    since: str = "0.38"
 
 
 def from_pipe(pipe: Any, frame: Frame) -> float | None:
@@ -137,22 +147,46 @@ def _cogvideox(pipe: Any, frame: Frame) -> float | None:
     return 1 + float(frame["guidance_scale"]) * (1 - math.cos(phase)) / 2
 
 
-STABLE_DIFFUSION = Family("uc", from_pipe, _guidance_rescale)
-STABLE_DIFFUSION_3 = Family("uc", from_pipe)
-PIXART = Family("uc", from_frame)
-FLUX = Family("two", _true_cfg)
-HUNYUAN_DIT = Family("uc", local_scale, _local_rescale, axes={"image_rotary_emb": None})
-DIT = Family("cu", _dit, doubled=True)
-SANA = Family("uc", local_scale)
-QWEN_IMAGE = Family("two", _true_cfg, _always_rescaled)
-Z_IMAGE = Family("cu", _z_image, _z_image_norm)
-HIDREAM = Family("uc", from_pipe, axes={"encoder_hidden_states_llama3": 1})
+def _kept_for_pag(pipe: Any, frame: Frame) -> float:
+    """PAG adds a multiple of c - p: as with a rescaling, the conditional half is needed."""
+    return 1.0 if pipe.do_perturbed_attention_guidance else _guidance_rescale(pipe, frame)
+
+
+STABLE_DIFFUSION = Family("uc", from_pipe, _guidance_rescale, name="Stable Diffusion")
+STABLE_DIFFUSION_XL = replace(STABLE_DIFFUSION, name="Stable Diffusion XL")
+STABLE_DIFFUSION_3 = Family("uc", from_pipe, name="Stable Diffusion 3")
+PIXART = Family("uc", from_frame, name="PixArt", lora=False)
+FLUX = Family("two", _true_cfg, name="FLUX.1", embedded=True)
+HUNYUAN_DIT = Family(
+    "uc",
+    local_scale,
+    _local_rescale,
+    axes={"image_rotary_emb": None},
+    name="HunyuanDiT",
+    lora=False,
+)
+DIT = Family("cu", _dit, doubled=True, name="DiT", lora=False)
+SANA = Family("uc", local_scale, name="Sana")
+QWEN_IMAGE = Family("two", _true_cfg, _always_rescaled, name="Qwen-Image")
+Z_IMAGE = Family("cu", _z_image, _z_image_norm, name="Z-Image")
+HIDREAM = Family("uc", from_pipe, axes={"encoder_hidden_states_llama3": 1}, name="HiDream-I1")
 # The words are repeated for every frame: [2 B F, ...].
-ANIMATEDIFF = Family("uc", local_scale, axes={"encoder_hidden_states": 0})
+ANIMATEDIFF = Family("uc", local_scale, axes={"encoder_hidden_states": 0}, name="AnimateDiff")
 ANIMATEDIFF_XL = replace(ANIMATEDIFF, scale=from_pipe, rescale=_guidance_rescale)
-WAN = Family("two", _wan)
-COGVIDEOX = Family("uc", _cogvideox, axes={"image_rotary_emb": None})
-LTX = Family("uc", from_pipe, _guidance_rescale)
+WAN = Family("two", _wan, name="Wan")
+COGVIDEOX = Family("uc", _cogvideox, axes={"image_rotary_emb": None}, name="CogVideoX")
+LTX = Family("uc", from_pipe, _guidance_rescale, name="LTX-Video")
+
+
+def _local(family: Family) -> Family:
+    """The same with its scale in a local variable, as most ControlNet pipelines have it."""
+    return replace(family, scale=local_scale)
+
+
+def _with_pag(family: Family) -> Family:
+    """The same with perturbed-attention guidance."""
+    return replace(family, layout="ucp", rescale=_kept_for_pag)
+
 
 # By the name of the class (or of one it derives from): importing the classes themselves would
 # import every pipeline.
@@ -160,15 +194,24 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionImg2ImgPipeline": STABLE_DIFFUSION,
     "StableDiffusionInpaintPipeline": STABLE_DIFFUSION,
-    "StableDiffusionXLPipeline": STABLE_DIFFUSION,
-    "StableDiffusionXLImg2ImgPipeline": STABLE_DIFFUSION,
-    "StableDiffusionXLInpaintPipeline": STABLE_DIFFUSION,
+    "StableDiffusionControlNetPipeline": STABLE_DIFFUSION,
+    "StableDiffusionControlNetImg2ImgPipeline": _local(STABLE_DIFFUSION),
+    "StableDiffusionPAGPipeline": _with_pag(STABLE_DIFFUSION),
+    "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
+    "StableDiffusionXLImg2ImgPipeline": STABLE_DIFFUSION_XL,
+    "StableDiffusionXLInpaintPipeline": STABLE_DIFFUSION_XL,
+    "StableDiffusionXLControlNetPipeline": _local(STABLE_DIFFUSION_XL),
+    "StableDiffusionXLControlNetImg2ImgPipeline": _local(STABLE_DIFFUSION_XL),
+    "StableDiffusionXLPAGPipeline": _with_pag(STABLE_DIFFUSION_XL),
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "StableDiffusion3Img2ImgPipeline": STABLE_DIFFUSION_3,
     "StableDiffusion3InpaintPipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,
     "FluxImg2ImgPipeline": FLUX,
     "FluxInpaintPipeline": FLUX,
+    "FluxFillPipeline": FLUX,
+    "FluxKontextPipeline": FLUX,
+    "FluxControlNetPipeline": FLUX,
     "PixArtAlphaPipeline": PIXART,
     "PixArtSigmaPipeline": PIXART,
     "HunyuanDiTPipeline": HUNYUAN_DIT,

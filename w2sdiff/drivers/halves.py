@@ -11,6 +11,7 @@ everything that goes with an item has 2 B entries on its first axis. What does o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,38 +29,45 @@ def stacked(sample: Any) -> torch.Tensor:
     return torch.stack(list(sample)) if isinstance(sample, list | tuple) else sample
 
 
-def half(value: Any, index: int, batch: int, *, lists: bool = False) -> Any:
+def half(value: Any, index: int, batch: int, *, lists: bool = False, parts: int = 2) -> Any:
     """One branch of each batched value in nested arguments (ControlNet residuals, masks, ...).
 
     Args:
         value: an argument of the network.
-        index: 0 or 1, the first or the second half.
+        index: 0 or 1, the first or the second half (or third).
         batch: 2 B. A tensor with that many entries on its first axis is batched, others are not.
         lists: the sample is a list of items, and so is every list of that length.
+        parts: what the batch consists of; 3 with a perturbed branch beside the two.
     """
     if torch.is_tensor(value):
-        return value.chunk(2)[index] if value.dim() > 0 and value.shape[0] == batch else value
+        return value.chunk(parts)[index] if value.dim() > 0 and value.shape[0] == batch else value
+    again = partial(half, index=index, batch=batch, lists=lists, parts=parts)
     if isinstance(value, dict):
-        return {key: half(item, index, batch, lists=lists) for key, item in value.items()}
+        return {key: again(item) for key, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         if lists and len(value) == batch:
             return value[: batch // 2] if index == 0 else value[batch // 2 :]
-        return type(value)(half(item, index, batch, lists=lists) for item in value)
+        return type(value)(again(item) for item in value)
     return value
 
 
 def half_of_call(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, sample: Any, axes: Axes
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    index: int,
+    sample: Any,
+    axes: Axes,
+    *,
+    parts: int = 2,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`half` of all arguments of a call; those in `axes` are split there, or not at all (None)."""
-    batch, lists = count(sample), isinstance(sample, list | tuple)
+    lists = isinstance(sample, list | tuple)
+    part = partial(half, index=index, batch=count(sample), lists=lists, parts=parts)
     named = {
-        name: _along(value, axes[name], index)
-        if name in axes
-        else half(value, index, batch, lists=lists)
+        name: _along(value, axes[name], index) if name in axes else part(value)
         for name, value in kwargs.items()
     }
-    return tuple(half(value, index, batch, lists=lists) for value in args), named
+    return tuple(map(part, args)), named
 
 
 def _along(value: Any, axis: int | None, index: int) -> Any:

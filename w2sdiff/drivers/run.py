@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from w2sdiff.drivers.families import Family, Frame
+from w2sdiff.drivers.pag import processors_kept
 from w2sdiff.drivers.prompts import Words
 from w2sdiff.drivers.stats import RunStats
 from w2sdiff.drivers.taps import Branches, Taps
@@ -73,8 +74,9 @@ class Run:
         self._words = Words.of(self._roles, self.context, self._woven)
         started = time.perf_counter()
         try:
-            self._words.encode(pipe, args, kwargs)
-            return self._woven.function(pipe, *args, **kwargs)
+            with processors_kept(pipe, self.context.denoisers):
+                self._words.encode(pipe, args, kwargs)
+                return self._woven.function(pipe, *args, **kwargs)
         finally:
             self._leave()
             self._let_go()

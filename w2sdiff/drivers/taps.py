@@ -93,7 +93,9 @@ class Branches:
         """`x` [B, ...] are the request's latents; `family` None: its guidance is not known."""
         self._edits = tuple(edits)
         self._context = context
-        self._layout = None if family is None else family.layout
+        layout = None if family is None else family.layout
+        self._perturbed = layout == "ucp"
+        self._layout = "uc" if layout == "ucp" else layout
         self._axes: Axes = {} if family is None else family.axes
         self._x = x
         guided = context.guidance_scale is not None
@@ -131,6 +133,8 @@ class Branches:
             self._asked_with["c" if self.asked == 1 else "u"] = Inputs(sample, kwargs)
             self._context.request = Request(*self._when, self._asked_with.get)
             return self._two_calls(run, sample, needs, mapping)
+        if self._perturbed and branches == 3:
+            return self._perturbed_call(run, needs, mapping)
         # An extra call of another size (SD3's skip-layer guidance) is not the guided pair.
         if branches != 2:
             return run.all(branches)
@@ -162,6 +166,23 @@ class Branches:
             halves = (half, None) if needs == COND else (None, half)
             c, u = self._map(mapping, *halves)
         return with_tensor(output, torch.cat([u, c] if self._layout == "uc" else [c, u]))
+
+    def _perturbed_call(self, run: _Network, needs: Halves, mapping: list[Edit]) -> Any:
+        """One call with the batch [u, c, p] of perturbed-attention guidance: only u is rewritten.
+
+        The pipeline adds a multiple of c - p, so c has to stay. All of it is computed: while PAG is
+        on, the network's attention takes its batch apart in thirds.
+        """
+        self._context.request = Request(*self._when, run.branch("ucp"))
+        output = run.all(3)
+        u, c, p = tensor_of(output).chunk(3)
+        kept, u = self._map(mapping, c, u if "u" in needs else None)
+        if kept is not c:
+            raise UnsupportedError(
+                "An edit gives the pipeline another conditional prediction, from which "
+                "perturbed-attention guidance measures; call the pipeline with pag_scale=0."
+            )
+        return with_tensor(output, torch.cat([u, c, p]))
 
     def _two_calls(self, run: _Network, sample: Any, needs: Halves, mapping: list[Edit]) -> Any:
         """Two calls, conditional first; an extra third one is left alone."""
@@ -233,12 +254,12 @@ class _Network:
         return self._forward(*self._args, **self._kwargs)
 
     def branch(self, layout: str) -> Callable[[str], Inputs]:
-        """What a branch of a call with both of them was given."""
+        """What a branch of a call with both of them, or all three, was given."""
 
         def inputs(name: str) -> Inputs:
-            index = layout.index(name)
-            _, kwargs = half_of_call((), self._kwargs, index, self._sample, self._axes)
-            return Inputs(stacked(self._sample).chunk(2)[index], kwargs)
+            index, parts = layout.index(name), len(layout)
+            _, kwargs = half_of_call((), self._kwargs, index, self._sample, self._axes, parts=parts)
+            return Inputs(stacked(self._sample).chunk(parts)[index], kwargs)
 
         return inputs
 

@@ -8,6 +8,7 @@ test could not fail.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +17,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "SD_NOISE",
+    "add_ip_adapter",
     "bert_encoder",
     "byte_symbols",
     "clip_encoder",
     "clip_tokenizer",
+    "controlnet",
     "decoder_encoder",
+    "half_mask",
+    "image_embeddings",
+    "picture",
     "private_randomness",
     "qwen_vl_encoder",
     "randomise",
@@ -273,3 +279,69 @@ def unet(seed: int, **settings: Any) -> Any:
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     }
     return randomise(UNet2DConditionModel(**common | settings), seed)
+
+
+def controlnet(network: Any, seed: int) -> Any:
+    """A ControlNet of the shape of a UNet; its condition is a picture twice the latents' size."""
+    from diffusers import ControlNetModel
+
+    model = ControlNetModel.from_unet(
+        network, conditioning_embedding_out_channels=(8, 16), load_weights_from_unet=False
+    )
+    return randomise(model, seed)
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def picture(seed: int, size: int = 16) -> Tensor:
+    """A picture [1, 3, size, size] between 0 and 1."""
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed + 5))
+
+
+def half_mask(size: int = 16) -> Tensor:
+    """A mask [1, 1, size, size] of the left half: what inpainting paints."""
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., : size // 2] = 1
+    return mask
+
+
+def add_ip_adapter(pipe: Any, seed: int, width: int = 12) -> Any:
+    """Load a random IP-Adapter for image embeddings of `width` by the pipeline's own loader.
+
+    The state has the form of the published files: a projection to four tokens, and a key and a
+    value matrix per cross-attention, numbered by the odd numbers.
+    """
+    network = pipe.unet
+    words = network.config.cross_attention_dim
+    generator = torch.Generator().manual_seed(seed + 31)
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        noise: Tensor = torch.randn(rows, columns, generator=generator)
+        return noise / math.sqrt(columns)
+
+    state = {}
+    crossing = [name for name in network.attn_processors if name.endswith("attn2.processor")]
+    for number, name in enumerate(crossing):
+        inner = network.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        for part in ("to_k_ip", "to_v_ip"):
+            state[f"{2 * number + 1}.{part}.weight"] = matrix(inner, words)
+    projection = {
+        "proj.weight": matrix(4 * words, width),
+        "proj.bias": 0.1 * matrix(1, 4 * words)[0],
+        "norm.weight": torch.ones(words),
+        "norm.bias": torch.zeros(words),
+    }
+    pipe.load_ip_adapter(
+        {"image_proj": projection, "ip_adapter": state},
+        subfolder="",
+        weight_name="",
+        image_encoder_folder=None,
+    )
+    return pipe
+
+
+def image_embeddings(seed: int, width: int = 12) -> list[Tensor]:
+    """What `add_ip_adapter`'s adapter looks at: [2, 1, width], without and with the picture."""
+    generator = torch.Generator().manual_seed(seed + 17)
+    return [torch.randn(2, 1, width, generator=generator)]

@@ -8,8 +8,8 @@ Guidance is recombined by hand per family, LoRA weights go through diffusers' pu
 the noise levels are derived here from the schedulers' tables. Nothing of w2sdiff is imported. Where
 both mechanisms agree, neither is wrong by itself.
 
-It is exact, slow and narrow: one denoiser call per step or one per branch, no ControlNet, and a
-changed guidance scale holds at every step.
+It is exact, slow and narrow: a changed guidance scale holds at every step, and a ControlNet runs
+without guess mode and without another prompt.
 `FAMILIES` has its facts for each variant of `w2sdiff.testing` that it applies to.
 """
 
@@ -19,7 +19,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 Kind = Literal["vp", "ve", "flow"]
 Layout = Literal["uncond first, one call", "cond first, one call", "cond first, two calls", "none"]
 Rescale = Literal["std", "norm of each token", "norm at most"]
+Third = Literal["perturbed", "skipped layers"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ class Family:
     sample: str  # the argument of the denoiser that holds the latents
     layout: Layout
     conditioning: tuple[str, ...]  # the arguments that another prompt changes
-    learned_sigma: bool = False
     embedded_guidance: bool = False
     scale: str = "guidance_scale"  # the argument of the call
     offset: float = 0.0  # of that argument to the scale of u + scale (c - u)
@@ -60,34 +60,51 @@ class Family:
     sign: float = 1.0  # of the denoiser's output in what is stepped with
     items: bool = False  # the denoiser takes and gives a list of items [C, 1, H, W]
     doubled: bool = False  # the latents of both branches go through `step`
+    third: Third | None = None  # another branch: of the same call, or in a call of its own
+    residuals: tuple[str, ...] = ()  # the arguments that hold what a ControlNet says
 
 
 _UNET: Layout = "uncond first, one call"
 _TWO: Layout = "cond first, two calls"
 _WORDS = ("encoder_hidden_states",)
 _MASKED = ("encoder_hidden_states", "encoder_attention_mask")
+_SD = Family("unet", "sample", _UNET, _WORDS)
+_SDXL = Family("unet", "sample", _UNET, (*_WORDS, "added_cond_kwargs"))
+_SD3 = Family("transformer", "hidden_states", _UNET, (*_WORDS, "pooled_projections"))
+_FLUX = Family(
+    "transformer",
+    "hidden_states",
+    "none",
+    (*_WORDS, "pooled_projections"),
+    embedded_guidance=True,
+)
+_FLUX_TRUE_CFG = replace(_FLUX, layout=_TWO, embedded_guidance=False, scale="true_cfg_scale")
+_UNET_CONTROL = ("down_block_additional_residuals", "mid_block_additional_residual")
+_FLUX_CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
+
+
+def _around_unet(prefix: str, plain: Family) -> dict[str, Family]:
+    alike = ("", "-img2img", "-inpaint", "-inpaint-9", "-ip-adapter")
+    control = replace(plain, residuals=_UNET_CONTROL)
+    return {
+        **{f"{prefix}{name}": plain for name in alike},
+        **{f"{prefix}-controlnet{name}": control for name in ("", "-img2img")},
+        f"{prefix}-pag": replace(plain, third="perturbed"),
+    }
+
+
 FAMILIES = {
-    "sd": Family("unet", "sample", _UNET, ("encoder_hidden_states",)),
-    "sdxl": Family("unet", "sample", _UNET, ("encoder_hidden_states", "added_cond_kwargs")),
-    "sd3": Family(
-        "transformer", "hidden_states", _UNET, ("encoder_hidden_states", "pooled_projections")
-    ),
-    "flux": Family(
-        "transformer",
-        "hidden_states",
-        "none",
-        ("encoder_hidden_states", "pooled_projections"),
-        embedded_guidance=True,
-    ),
-    "flux-true-cfg": Family(
-        "transformer",
-        "hidden_states",
-        _TWO,
-        ("encoder_hidden_states", "pooled_projections"),
-        scale="true_cfg_scale",
-    ),
-    "pixart": Family("transformer", "hidden_states", _UNET, _MASKED, learned_sigma=True),
-    "pixart-alpha": Family("transformer", "hidden_states", _UNET, _MASKED, learned_sigma=True),
+    **_around_unet("sd", _SD),
+    **_around_unet("sdxl", _SDXL),
+    "sdxl-rescale": _SDXL,
+    **{f"sd3{name}": _SD3 for name in ("", "-img2img", "-inpaint")},
+    "sd3-skip-layers": replace(_SD3, third="skipped layers"),
+    **{f"flux{name}": _FLUX for name in ("", "-img2img", "-inpaint", "-fill", "-kontext")},
+    "flux-controlnet": replace(_FLUX, residuals=_FLUX_CONTROL),
+    "flux-true-cfg": _FLUX_TRUE_CFG,
+    "flux-kontext-true-cfg": _FLUX_TRUE_CFG,
+    "pixart": Family("transformer", "hidden_states", _UNET, _MASKED),
+    "pixart-alpha": Family("transformer", "hidden_states", _UNET, _MASKED),
     "hunyuan-dit": Family(
         "transformer",
         "hidden_states",
@@ -98,14 +115,12 @@ FAMILIES = {
             "encoder_hidden_states_t5",
             "text_embedding_mask_t5",
         ),
-        learned_sigma=True,
     ),
     "dit": Family(
         "transformer",
         "hidden_states",
         "cond first, one call",
         ("class_labels",),
-        learned_sigma=True,
         doubled=True,
     ),
     "sana": Family("transformer", "hidden_states", _UNET, _MASKED),
@@ -134,8 +149,8 @@ FAMILIES = {
         ("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds"),
         sign=-1.0,
     ),
-    "animatediff": Family("unet", "sample", _UNET, _WORDS),
-    "animatediff-xl": Family("unet", "sample", _UNET, (*_WORDS, "added_cond_kwargs")),
+    "animatediff": _SD,
+    "animatediff-xl": _SDXL,
     "wan-2.1": Family("transformer", "hidden_states", _TWO, _WORDS),
     "wan-2.2": Family(
         "transformer",
@@ -274,7 +289,7 @@ def replay(
         if method == "autoguidance with base":
             gap = wrapped.ask(strong, x, i) - wrapped.ask(weak, x, i)
             return x, wrapped.ask(base, x, i) + (scale - 1) * gap
-        if not reflect(i, n):
+        if not reflect(i - wrapped.first, n - wrapped.first):
             return x, wrapped.ask(base, x, i)
         for _ in range(times):
             down = levels.move(x, wrapped.ask(strong, x, i), at=i, to=i + 1)
@@ -305,7 +320,8 @@ def remix(
     wrapped = _Wrapped(pipe, FAMILIES[family], call, {})
 
     def step(x: Tensor, i: int, n: int, _levels: Grid, _as_called: Tensor) -> tuple[Tensor, Tensor]:
-        return x, mix(*wrapped.halves(wrapped.answers), i, n)
+        c, u = wrapped.halves(wrapped.answers, x)
+        return x, mix(c, u, i - wrapped.first, n - wrapped.first)
 
     with wrapped.installed(step), torch.no_grad():
         return _latents(pipe, call)
@@ -333,9 +349,12 @@ class _Wrapped:
         self.signature = inspect.signature(self.forwards[0])
         self.captured: list[dict[str, Any]] = []
         self.answers: list[Tensor] = []
+        self.controlled: dict[str, Any] = {}  # what the ControlNet was given at this step
+        self.control = getattr(pipe, "controlnet", None) if spec.residuals else None
         self.speaking = 0  # which of the denoisers the pipeline has called at this step
         self.levels: Grid | None = None
-        self.index = 0
+        self.index = 0  # of the step among the scheduler's: image to image begins late
+        self.first = 0
 
     @contextmanager
     def installed(self, step: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
@@ -355,12 +374,14 @@ class _Wrapped:
         signature = inspect.signature(real_step)
 
         def routed(*args: Any, **kwargs: Any) -> Any:
-            if self.levels is None:
-                self.levels = grid(scheduler)
-            # recombining by hand must give what the pipeline made of the same outputs
             given = signature.bind(*args, **kwargs)
             model_output, sample = given.arguments["model_output"], given.arguments["sample"]
-            mine = self.combine(self.answers, self.call_guidance())
+            if self.levels is None:
+                self.levels = grid(scheduler)
+                same = scheduler.timesteps == given.arguments["timestep"]
+                self.first = self.index = int(same.nonzero()[0])
+            # recombining by hand must give what the pipeline made of the same outputs
+            mine = self.combine(self.answers, self.call_guidance(), sample)
             torch.testing.assert_close(mine, model_output, rtol=1e-6, atol=1e-5)
             x, prediction = step(
                 sample, self.index, len(scheduler.timesteps), self.levels, model_output
@@ -376,13 +397,23 @@ class _Wrapped:
         routed.__signature__ = signature  # type: ignore[attr-defined]
         for which, denoiser in enumerate(self.denoisers):
             denoiser.forward = capturing(which)
+        if self.control is not None:
+            self.control_forward = self.control.forward
+            self.control.forward = self._control_captured
         scheduler.step = routed
         try:
             yield
         finally:
             for denoiser in self.denoisers:
                 del denoiser.forward
+            if self.control is not None:
+                del self.control.forward
             del scheduler.step
+
+    def _control_captured(self, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(self.control_forward).bind(*args, **kwargs)
+        self.controlled = dict(bound.arguments)
+        return self.control_forward(*args, **kwargs)
 
     def call_guidance(self) -> float:
         """The scale that the pipeline itself mixes with at this step."""
@@ -403,14 +434,29 @@ class _Wrapped:
         if self.spec.items:
             return [item for _ in range(len(before) // len(x)) for item in x.unsqueeze(2).unbind()]
         copies = torch.cat([x] * (len(before) // len(x)))
-        # Channels of a condition follow those of the latents (image to video).
-        return torch.cat([copies, before[:, x.shape[1] :]], 1) if x.ndim > 3 else copies
+        # A condition's channels (inpainting, image to video) or tokens (Kontext) follow those of
+        # the latents.
+        for axis in range(1, x.ndim):
+            if more := before.shape[axis] - x.shape[axis]:
+                tail = before.narrow(axis, x.shape[axis], more)
+                copies = torch.cat([copies, tail], axis)
+        return copies
+
+    def residuals(self, x: Tensor) -> dict[str, Any]:
+        """What the ControlNet says of x."""
+        if self.control is None:
+            return {}
+        name = self.spec.sample
+        given = {**self.controlled, name: self.shown(x, self.controlled[name])}
+        return dict(zip(self.spec.residuals, self.control_forward(**given), strict=True))
 
     def ask(self, role: Role, x: Tensor, at: int) -> Tensor:
         """The guided prediction of a role for x at level `at`, told this step's timestep."""
         assert self.levels is not None
         shown = self.levels.network_input(x, at)
         guidance = self.call_guidance() if role.guidance is None else role.guidance
+        controlled = self.residuals(shown)
+        assert not (controlled and role.prompt)
         outputs = []
         with ExitStack() as stack:
             if role.lora is not None:
@@ -418,32 +464,36 @@ class _Wrapped:
             own = self.forwards[self.speaking]
             forward = own if role.module is None else role.module.forward
             for k, kwargs in enumerate(self.captured):
-                kwargs = dict(kwargs)
+                kwargs = {**kwargs, **controlled}
                 kwargs[self.spec.sample] = self.shown(shown, kwargs[self.spec.sample])
                 if role.prompt is not None:
                     kwargs |= {key: self.others[id(role)][k][key] for key in self.spec.conditioning}
                 if self.spec.embedded_guidance and role.guidance is not None:
                     kwargs["guidance"] = torch.full_like(kwargs["guidance"], role.guidance)
                 outputs.append(self.stacked(forward(**kwargs)[0]))
-        return self.combine(outputs, guidance)
+        return self.combine(outputs, guidance, x)
 
-    def halves(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Conditional and unconditional prediction, without a learned variance."""
+    def halves(self, outputs: list[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Conditional and unconditional prediction of the latents x."""
         if self.spec.layout == "cond first, two calls":
             c, u = outputs
         elif self.spec.layout == "cond first, one call":
             c, u = outputs[0].chunk(2)
         else:
-            u, c = outputs[0].chunk(2)
-        keep = (lambda t: t.chunk(2, dim=1)[0]) if self.spec.learned_sigma else (lambda t: t)
-        return keep(c), keep(u)  # type: ignore[no-untyped-call]
+            u, c = outputs[0].chunk(3 if self.spec.third == "perturbed" else 2)[:2]
+        return _cropped(c, x), _cropped(u, x)
 
-    def combine(self, outputs: list[Tensor], guidance: float) -> Tensor:
+    def combine(self, outputs: list[Tensor], guidance: float, x: Tensor) -> Tensor:
         """Classifier-free guidance by hand."""
         if self.spec.layout == "none":
-            return outputs[0]
-        c, u = self.halves(outputs)
-        mixed = self.rescaled(u + guidance * (c - u), c)
+            return _cropped(outputs[0], x)
+        c, u = self.halves(outputs, x)
+        mixed = u + guidance * (c - u)
+        if self.spec.third == "perturbed":  # Ahn et al. 2024
+            mixed += self.call["pag_scale"] * (c - outputs[0].chunk(3)[2])
+        if self.spec.third == "skipped layers":
+            mixed += self.call["skip_layer_guidance_scale"] * (c - outputs[1])
+        mixed = self.rescaled(mixed, c)
         return torch.cat([mixed, mixed]) if self.spec.doubled else mixed
 
     def rescaled(self, mixed: Tensor, c: Tensor) -> Tensor:
@@ -462,6 +512,13 @@ class _Wrapped:
             like: Tensor = mixed * c.std(over, keepdim=True) / mixed.std(over, keepdim=True)
             return phi * like + (1 - phi) * mixed
         return mixed
+
+
+def _cropped(prediction: Tensor, x: Tensor) -> Tensor:
+    """Without a learned variance (more channels), and without a condition's tokens."""
+    for axis in range(1, x.ndim):
+        prediction = prediction.narrow(axis, 0, x.shape[axis])
+    return prediction
 
 
 @contextmanager

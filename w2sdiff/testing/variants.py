@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Variant:
         constant: arguments with which that scale holds at every step, where it else does not.
         calls: of the network per step.
         evaluations: single-branch ones per step.
+        unguided: the same at guidance scale 1; None: one less where there is guidance.
         steps: name of the argument with the number of steps.
         output: attribute of what a call returns.
         since: first diffusers release that has the class, "0.38" being the oldest supported.
@@ -54,9 +56,15 @@ class Variant:
     constant: Mapping[str, Any] = field(default_factory=dict)
     calls: int = 1
     evaluations: int = 2
+    unguided: int | None = None
     steps: str = "num_inference_steps"
     output: str = "images"
     since: str = "0.38"
+
+    @property
+    def installed(self) -> bool:
+        """Whether the installed diffusers has it."""
+        return _release(version("diffusers")) >= _release(self.since)
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
         """The pipeline; the same weights for the same seed, whatever was drawn before."""
@@ -87,6 +95,10 @@ class Variant:
         """The denoiser of a pipeline."""
         found: nn.Module = getattr(pipe, self.denoiser)
         return found
+
+
+def _release(number: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in number.split(".")[:2])
 
 
 VARIANTS: dict[str, Variant] = {}
