@@ -10,7 +10,8 @@ from w2sdiff.testing.unets import called, unet_variants
 from w2sdiff.testing.variants import add
 
 
-def _parts(seed: int, **network: Any) -> dict[str, Any]:
+def parts(seed: int, **network: Any) -> dict[str, Any]:
+    """What a tiny Stable Diffusion XL is made of; `network` are settings of the UNet."""
     from diffusers import EulerDiscreteScheduler
 
     common: dict[str, Any] = {
@@ -39,5 +40,5 @@ def _rescaled(seed: int) -> dict[str, Any]:
     return {**called(seed), "guidance_rescale": 0.7}
 
 
-_ROWS = unet_variants("sdxl", "Stable Diffusion XL", "StableDiffusionXL", _parts)
+_ROWS = unet_variants("sdxl", "Stable Diffusion XL", "StableDiffusionXL", parts)
 add(*_ROWS, replace(_ROWS[0], name="sdxl-rescale", arguments=_rescaled))

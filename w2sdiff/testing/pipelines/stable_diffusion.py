@@ -9,7 +9,8 @@ from w2sdiff.testing.unets import unet_variants
 from w2sdiff.testing.variants import add
 
 
-def _parts(seed: int, **network: Any) -> dict[str, Any]:
+def parts(seed: int, **network: Any) -> dict[str, Any]:
+    """What a tiny Stable Diffusion 1 is made of; `network` are settings of the UNet."""
     from diffusers import DDIMScheduler
 
     return {
@@ -24,4 +25,4 @@ def _parts(seed: int, **network: Any) -> dict[str, Any]:
     }
 
 
-add(*unet_variants("sd", "Stable Diffusion", "StableDiffusion", _parts))
+add(*unet_variants("sd", "Stable Diffusion", "StableDiffusion", parts))
