@@ -15,12 +15,13 @@ ARGS   ?=
 MAKEFLAGS += --no-print-directory
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all oldest check fix clean
+.PHONY: help demo test test-slow test-all test-oldest oldest check fix clean
 
 help:
 	@echo "make demo      draw three prompts of the embedded world: weak, strong, W2SD, side by side"
 	@echo "make test      the tests: CPU, no network, a few minutes (ARGS='-k levels' to choose)"
 	@echo "make test-all  also the slow tests, the notebooks and the oldest supported diffusers"
+	@echo "make test-oldest  the tests of the engine with the oldest supported diffusers, laid over the installed"
 	@echo "make check     lint, format, types        make fix    lint and format, repaired"
 
 $(READY): setup.cfg pyproject.toml
@@ -43,17 +44,18 @@ test-slow: $(READY)
 
 # In this order, so that the last line is that of the default tests, which `make test` alone would print.
 test-all:
-	$(MAKE) oldest
+	$(MAKE) test-oldest
 	$(MAKE) test-slow
 	$(MAKE) test
 
 # The engine against the oldest supported releases, laid over the installed ones for this run only.
 # (transformers 4 cannot encode a prompt in float64, with or without us.)
-oldest: .oldest/.ready
+test-oldest oldest: .oldest/.ready
 	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/python -c 'import diffusers; assert diffusers.__version__.startswith("0.38."), diffusers'
 	PYTHONPATH=$(CURDIR)/.oldest $(PYTEST) -k "not float64" \
 	    tests/drivers/test_identity.py tests/drivers/test_replay.py tests/test_levels.py tests/test_pipelines.py \
-	    tests/attention/test_hosts.py tests/attention/test_patch.py
+	    tests/attention/test_hosts.py tests/attention/test_patch.py \
+	    tests/drivers/test_schedulers.py tests/users
 
 .oldest/.ready: $(READY) Makefile
 	rm -rf .oldest

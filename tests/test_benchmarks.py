@@ -20,6 +20,7 @@ SMALLEST = {
     "highres": "--size 256 --depth 1 --width 72 --vae-width 8 --kv-compress 2",
     "shapes_highres": "--folder {tmp} --limit 4 --limit-small 4 --pictures 4 --steps 2 --repeats 1",
     "compressed_weak": "--folder {tmp} --sizes 64 --limit 4 --pictures 4 --steps 3",
+    "families": "--variants sd flux sdxl-pag --repeats 1 --call-ms 1",
     "harness": "--parts ledger report --items 200 --prompts 8",
 }
 MODELS = {"shapes_balance": "shapes-unet", "core2": "shapes-unet", "shapes_methods": "shapes-dit"}
@@ -185,3 +186,18 @@ def test_weak_models_spend_no_more_than_w2sd_and_their_errors_have_a_direction(r
         # |w - y|² = |s - y|² + (1 + 2 a) |w - s|²: the three figures belong together.
         moved = row["error"] - strong
         assert (moved > 0) == (row["best_a"]["a"] > -0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result", ["families"], indirect=True)
+def test_families_has_a_row_per_variant(result):
+    rows = {row["variant"]: row for row in result["rows"]}
+    assert set(rows) == {"sd", "flux", "sdxl-pag"}
+    for row in rows.values():
+        assert row["plain_identical"] is True
+        assert row["oracle_max_diff"] <= 1e-5
+        assert row["overhead"] > 0
+    steps = {name: row["evaluations_per_step"] for name, row in rows.items()}
+    assert steps == {"sd": 2, "flux": 1, "sdxl-pag": 3}
+    reflected = {name: row["evaluations_per_w2sd_step"] for name, row in rows.items()}
+    assert reflected == {"sd": 2 + 2 + 1, "flux": 3, "sdxl-pag": 9}

@@ -535,16 +535,19 @@ def test_a_scale_that_changes_between_calls_of_one_attach_is_noticed():
 
 
 def test_a_pipeline_whose_guidance_is_not_known_is_refused_before_it_runs():
-    from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
-    unet = UNet2DModel(8, block_out_channels=(4,), norm_num_groups=2, **_ONE_LEVEL)
-    pipe = DDPMPipeline(unet, DDIMScheduler())
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=2,
+    )
+    pipe = DDIMPipeline(unet, DDIMScheduler())
     for method in (*METHODS, StaleGuidance()):
-        with pytest.raises(UnsupportedError, match="DDPMPipeline"), attach(pipe, method):
+        with pytest.raises(UnsupportedError, match="DDIMPipeline"), attach(pipe, method):
             pass
-
-
-_ONE_LEVEL = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
 
 
 # --- as it was ------------------------------------------------------------------------------------

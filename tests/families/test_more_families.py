@@ -62,6 +62,28 @@ def agrees(name, pipe, method, /, *, changes=None, **roles):
     assert not torch.allclose(found, variant.latents(pipe, **changes), rtol=0.01)
 
 
+# --- pairs of other kinds, for every family -------------------------------------------------------
+
+NEW = (
+    *("animatediff", "animatediff-xl", "cogvideox", "cogvideox-dpm", "hidream", "hunyuan-dit"),
+    *("ltx", "pixart-alpha", "qwen-image", "sana", "wan-2.1", "wan-2.2", "wan-i2v", "z-image"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEW)
+def test_a_prompt_pair(name):
+    method, other = W2SD(weak=Prompt("a cat")), {"prompt": "a cat"}
+    agrees(name, VARIANTS[name].build(), method, weak=Role(prompt=other))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*NEW, "dit"} - {"wan-2.2"}))
+def test_a_checkpoint_pair(name):
+    other = VARIANTS[name].network(VARIANTS[name].build(1))
+    agrees(name, VARIANTS[name].build(), W2SD(weak=Checkpoint(other)), weak=Role(module=other))
+
+
 # --- CogVideoX ------------------------------------------------------------------------------------
 
 

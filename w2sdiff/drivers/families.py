@@ -30,8 +30,9 @@ class Family:
         layout: "uc" one call with the batch [unconditional, conditional]; "cu" the other way round;
             "two" two calls, conditional first; "ucp" as "uc" with a third, perturbed part while
             perturbed-attention guidance is on.
-        scale: (pipe, local variables of its `__call__`) -> the scale it mixes with at this step, as
-            in u + scale (c - u); None while it runs without an unconditional half.
+        scale: (pipe, local variables of its `__call__`, the timestep among them being the one that
+            the network is told) -> the scale it mixes with at this step, as in u + scale (c - u);
+            None while it runs without an unconditional half.
         rescale: the same, for the strength of a rescaling by the conditional prediction; 0 where
             there is none.
         doubled: the latents that go through `scheduler.step` hold both branches while guidance is

@@ -8,8 +8,8 @@ from w2sdiff.testing.parts import SD_NOISE, clip_encoder, clip_tokenizer, random
 from w2sdiff.testing.variants import NEGATIVE, PROMPT, Variant, add
 
 
-def _with_motion(network: Any, seed: int, layers: int = 1) -> Any:
-    """A UNet with motion modules.
+def _motion(network: Any, seed: int) -> dict[str, Any]:
+    """A UNet with motion modules, and the adapter they come from.
 
     The pipeline would put them together itself; the motion modules' last layers are zeros, and have
     to be given values.
@@ -18,12 +18,12 @@ def _with_motion(network: Any, seed: int, layers: int = 1) -> Any:
 
     adapter = MotionAdapter(
         block_out_channels=(8, 16),
-        motion_layers_per_block=layers,
+        motion_layers_per_block=1,
         motion_norm_num_groups=2,
         motion_num_attention_heads=2,
-        use_motion_mid_block=layers == 1,  # not in the one for XL
     )
-    return randomise(UNetMotionModel.from_unet2d(network, adapter), seed, gain=0.7)
+    both = randomise(UNetMotionModel.from_unet2d(network, adapter), seed, gain=0.7)
+    return {"unet": both, "motion_adapter": adapter.eval()}
 
 
 def _scheduler() -> Any:
@@ -41,8 +41,7 @@ def _animatediff(seed: int) -> Any:
         vae=vae(seed),
         text_encoder=clip_encoder(seed),
         tokenizer=clip_tokenizer(),
-        unet=_with_motion(network, seed),
-        motion_adapter=None,
+        **_motion(network, seed),
         scheduler=_scheduler(),
     )
 
@@ -66,8 +65,7 @@ def _animatediff_xl(seed: int) -> Any:
         text_encoder_2=clip_encoder(seed + 1, projected=True),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
-        unet=_with_motion(network, seed),
-        motion_adapter=None,
+        **_motion(network, seed),
         scheduler=_scheduler(),
         force_zeros_for_empty_prompt=False,
     )
