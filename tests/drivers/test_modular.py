@@ -45,12 +45,14 @@ class Host:
         blocks: of the modular pipeline; None: this diffusers has none.
         guiders: their scales, beside the classic pipeline's arguments.
         same: whether both call the network with equal batches, so that they agree bit for bit.
+        packed: the modular pipeline's latents in the classic one's form.
     """
 
     variant: Variant
     blocks: Callable[[], Any] | None
     guiders: dict[str, float]
     same: bool = False
+    packed: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def modular(self, pipe: Any, **guider: Any) -> Any:
         """The modular pipeline of a classic one's parts, without the decoder."""
@@ -73,23 +75,42 @@ class Host:
         """The latents of one call, classic or modular."""
         if not isinstance(pipe, diffusers.ModularPipeline):
             return self.variant.latents(pipe, **changes)
-        left = {"output_type", *(["guidance_scale", "guidance_scale_2"] if self.guiders else [])}
+        left = {"output_type", *(SCALES if self.guiders else [])}
         call = self.variant.call(**changes)
         call = {name: value for name, value in call.items() if name not in left}
         found = pipe(**call, output="latents")
-        if isinstance(pipe, diffusers.FluxModularPipeline) and found.ndim == 4:
-            # Unpacked in its core since diffusers 0.39.
-            return diffusers.FluxPipeline._pack_latents(found, *found.shape)
-        return found
+        # FLUX's latents are unpacked in its core since diffusers 0.39.
+        unpacked = self.packed is not None and found.ndim > 3
+        return self.packed(found) if unpacked else found
+
+
+SCALES = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
+
+
+def by_size(packer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Latents as FLUX's or Qwen-Image's classic pipeline returns them."""
+    return lambda x: packer._pack_latents(x, x.shape[0], x.shape[1], *x.shape[-2:])
 
 
 SD3 = getattr(diffusers, "StableDiffusion3AutoBlocks", None)  # since diffusers 0.39
+Z_SCALE = VARIANTS["z-image"].call()["guidance_scale"] + 1
 HOSTS = {
     "sdxl": Host(VARIANTS["sdxl"], StableDiffusionXLAutoBlocks, {"guider": 5.0}),
     "sd3": Host(VARIANTS["sd3"], SD3, {"guider": 4.0}),
-    "flux": Host(VARIANTS["flux"], FluxAutoBlocks, {}, same=True),
+    "flux": Host(
+        VARIANTS["flux"], FluxAutoBlocks, {}, same=True, packed=by_size(diffusers.FluxPipeline)
+    ),
     "wan-2.1": Host(VARIANTS["wan-2.1"], WanBlocks, {"guider": 4.0}, same=True),
     "wan-2.2": Host(VARIANTS["wan-2.2"], Wan22Blocks, {"guider": 4.0, "guider_2": 3.0}, same=True),
+    "qwen-image": Host(
+        VARIANTS["qwen-image"],
+        diffusers.QwenImageAutoBlocks,
+        {"guider": 4.0},
+        same=True,
+        packed=by_size(diffusers.QwenImagePipeline),
+    ),
+    # Its classic pipeline's scale is one less.
+    "z-image": Host(VARIANTS["z-image"], diffusers.ZImageAutoBlocks, {"guider": Z_SCALE}),
 }
 PAIRS: dict[str, Callable[[Any], W2SD]] = {
     "guidance": lambda _: W2SD(strong=Guidance(2.0), weak=Guidance(1.0)),
@@ -128,7 +149,13 @@ def assert_agree(host: Host, a: torch.Tensor, b: torch.Tensor) -> None:
         assert (a - b).abs().max() <= 1e-5 * a.abs().max()
 
 
-@pytest.fixture(scope="module", params=HOSTS)
+EVERY = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in ("qwen-image", "z-image") else [])
+    for name in HOSTS
+]
+
+
+@pytest.fixture(scope="module", params=EVERY)
 def name(request):
     return request.param
 

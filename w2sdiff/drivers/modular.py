@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -74,6 +75,7 @@ def looped_call(pipe: Any) -> tuple[type, Woven]:
                 )
             return call(self, *args, **kwargs)
 
+    function.__signature__ = _signature(call, _taken(pipe))  # type: ignore[attr-defined]
     return owner, Woven(function, _state_names(pipe), timestep="t", scales_latents=False)
 
 
@@ -256,7 +258,19 @@ def _state_names(pipe: Any) -> tuple[str, ...]:
 
 def _taken(pipe: Any) -> set[str]:
     """Arguments that a call takes; others it ignores with a warning."""
-    return {parameter.name or parameter.kwargs_type for parameter in pipe._blocks.inputs}
+    named = {parameter.name or parameter.kwargs_type for parameter in pipe._blocks.inputs}
+    return named - {None}
+
+
+def _signature(call: Any, taken: set[str]) -> inspect.Signature:
+    """That of the call, with what the blocks take by name: a prompt, for example."""
+    signature = inspect.signature(call)
+    *own, rest = signature.parameters.values()
+    names = sorted(taken - set(signature.parameters))
+    named = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names
+    ]
+    return signature.replace(parameters=[*own, *named, rest])
 
 
 def _words(prompt: Prompt) -> set[str]:

@@ -232,10 +232,12 @@ class Branches:
                 # Nothing to compute: with c' = 0 the mix is u' (1 - s), which the second call makes
                 # equal to u.
                 # The prediction has the latents' shape, the sample perhaps more channels (Wan i2v).
-                nothing = torch.zeros_like(self._x, dtype=sample.dtype, device=sample.device)
+                given = stacked(sample)
+                like = self._x if given is sample else given
+                nothing = torch.zeros_like(like, dtype=given.dtype, device=given.device)
                 self._first = (nothing, None)
                 self.saved += 1
-                return (self._first[0],)
+                return with_tensor((sample,), nothing)
             output = run.all(1)
             c = tensor_of(output)
             if needs == COND:
@@ -246,7 +248,7 @@ class Branches:
         c, u = self._first
         if needs == COND and run.returns_tuple:
             self.saved += 1
-            return (u,)
+            return with_tensor((sample,), u)
         output = run.all(1)
         other = tensor_of(output)
         if needs == COND:
