@@ -126,11 +126,16 @@ def commands(folder: Path) -> str:
     )
 
 
+def is_known(file: Path, key: dict) -> bool:
+    """Whether a file holds what was found for this key."""
+    known = json.loads(file.read_text())["key"] if file.is_file() else None
+    return bool(known == json.loads(json.dumps(key)))
+
+
 def remembered(file: Path, key: dict, make: Callable[[], dict]) -> dict:
     """What was found before for the same key; otherwise it is made, and kept in the file."""
-    key = json.loads(json.dumps(key))
-    if file.is_file() and (found := json.loads(file.read_text()))["key"] == key:
-        return dict(found)
+    if is_known(file, key):
+        return dict(json.loads(file.read_text()))
     found = {**make(), "key": key}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found))

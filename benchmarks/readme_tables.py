@@ -307,16 +307,17 @@ def shapes_highres(result: dict) -> str:
         error = arm.get("error_minus_rival")
         low, high = error["interval"] if error else (0, 0)
         against = f"{error['difference']:+.4f} ({low:+.4f} to {high:+.4f})" if error else ""
-        parts = [f"{100 * arm['parts'][part]['share']:.0f}%" for part in PARTS]
+        drawn = "score" in arm
+        parts = [f"{100 * arm['parts'][part]['share']:.0f}%" if drawn else "" for part in PARTS]
         rows.append(
             [
                 name,
                 f"{arm['error']['mean']:.4f}",
                 f"{against}, {error['verdict']} [{arm['rival']}]" if error else "",
-                share(arm["score"]),
+                share(arm["score"]) if drawn else "",
                 *parts,
-                share(arm["colours_right"]),
-                f"{arm['seconds_per_picture']:.2f}",
+                share(arm["colours_right"]) if drawn else "",
+                f"{arm['seconds_per_picture']:.2f}" if drawn else "",
             ]
         )
     head = ["", "error", "against [rival]", "obeyed", *PARTS, "right colours", "s"]

@@ -34,6 +34,7 @@ from _highres import (
     TRAININGS,
     commands,
     errors,
+    is_known,
     others,
     predicted,
     remembered,
@@ -209,14 +210,12 @@ def judge_all(model: Model, args: argparse.Namespace) -> dict[str, dict]:
             functools.partial(measure, pipe, size, args),
         )
         told = f"  {name}: error {np.mean(known[name]['errors']):.4f}"
-        if not args.only_errors:
-            captions = evaluation_captions(args.limit_of(size), seed=args.seed)
-            asked = {"limit": len(captions), "steps": args.steps, "guidance": args.guidance}
-            known[name] |= remembered(
-                args.folder / "judged" / f"{stem}.json",
-                {**asked, "seed": args.seed, **setup.to_json()},
-                functools.partial(judge, pipe, captions, args),
-            )
+        captions = evaluation_captions(args.limit_of(size), seed=args.seed)
+        asked = {"limit": len(captions), "steps": args.steps, "guidance": args.guidance}
+        key = {**asked, "seed": args.seed, **setup.to_json()}
+        file = args.folder / "judged" / f"{stem}.json"
+        if not args.only_errors or is_known(file, key):
+            known[name] |= remembered(file, key, functools.partial(judge, pipe, captions, args))
             told += f", obeyed {np.mean(known[name]['hits']):.3f}"
             told += f", colours {np.mean(known[name]['colours']):.3f}"
         print(told, flush=True)
@@ -225,40 +224,50 @@ def judge_all(model: Model, args: argparse.Namespace) -> dict[str, dict]:
 
 def summed_up(known: dict[str, dict], args: argparse.Namespace) -> dict[str, dict]:
     """Shares, errors and paired differences of all arms."""
-    arms = {}
+    arms: dict[str, dict] = {}
     for name, found in known.items():
-        captions = evaluation_captions(args.limit_of(NETWORKS[name].size), seed=args.seed)
-        hits, colours = (np.array(found[what], bool) for what in ("hits", "colours"))
-        error, n = np.array(found["errors"]).mean(1), len(captions)
-        again, again_errors = Resamples(n), Resamples(len(error))
-        arms[name] = {
-            "score": proportion(hits.sum(), n),
-            "parts": by_part(hits, captions),
-            "colours_right": proportion(colours.sum(), n),
+        error = np.array(found["errors"]).mean(1)
+        again = Resamples(len(error))
+        arm = arms[name] = {
             "error": {
                 "mean": round(float(error.mean()), 4),
-                "interval": interval(again_errors.sums(error) / len(error)),
+                "interval": interval(again.sums(error) / len(error)),
                 "by_time": np.round(np.mean(found["errors"], 0), 4).tolist(),
-            },
-            "seconds_per_picture": round(found["seconds"], 4),
-            "peak_mb": found["peak_mb"],
+            }
         }
-        rival = known.get(NETWORKS[name].rival)
-        if rival is None:
-            continue
-        arms[name]["rival"] = NETWORKS[name].rival
-        for what, mine in (("hits", hits), ("colours", colours)):
+        rival = known.get(NETWORKS[name].rival, {})
+        if "errors" in rival:
+            more = error - np.array(rival["errors"]).mean(1)
+            arm["rival"] = NETWORKS[name].rival
+            arm["error_minus_rival"] = compared(
+                more.mean(), again.sums(more) / len(more), "difference", VERDICTS[::-1]
+            )
+        if "hits" in found:
+            arm |= obedience(found, rival, args.limit_of(NETWORKS[name].size), args.seed)
+    return arms
+
+
+def obedience(found: dict, rival: dict, limit: int, seed: int) -> dict[str, Any]:
+    """What the oracle said of an arm's pictures."""
+    captions, again = evaluation_captions(limit, seed=seed), Resamples(limit)
+    hits, colours = (np.array(found[what], bool) for what in ("hits", "colours"))
+    told = {
+        "score": proportion(hits.sum(), limit),
+        "parts": by_part(hits, captions),
+        "colours_right": proportion(colours.sum(), limit),
+        "seconds_per_picture": round(found["seconds"], 4),
+        "peak_mb": found["peak_mb"],
+    }
+    for what, mine in (("hits", hits), ("colours", colours)):
+        if what in rival:
             difference = mine.astype(float) - np.array(rival[what])
-            arms[name][f"{what}_minus_rival"] = {
-                **compared(difference.mean(), again.sums(difference) / n, "difference", VERDICTS),
+            resampled = again.sums(difference) / limit
+            told[f"{what}_minus_rival"] = {
+                **compared(difference.mean(), resampled, "difference", VERDICTS),
                 "wins": int((difference > 0).sum()),
                 "losses": int((difference < 0).sum()),
             }
-        more = error - np.array(rival["errors"]).mean(1)
-        arms[name]["error_minus_rival"] = compared(
-            more.mean(), again_errors.sums(more) / len(more), "difference", VERDICTS[::-1]
-        )
-    return arms
+    return told
 
 
 def ceiling(model: Model, captions_seed: int, n: int = 200) -> dict[str, dict]:
@@ -327,13 +336,11 @@ def timing(model: Model, repeats: int, items: int = 8) -> dict[str, dict]:
 
 
 def table(arms: dict[str, dict]) -> str:
-    lines = [
-        f"{'':42s}{'obeyed':>8s}  {'interval':16s}{'colours':>8s}{'error':>8s}   against rival"
-    ]
+    lines = [f"{'':42s}{'error':>8s}{'obeyed':>8s}{'colours':>8s}   error against rival"]
     for name, arm in arms.items():
-        low, high = arm["score"]["interval"]
-        row = f"{name:42s}{arm['score']['share']:8.3f}  {low:.3f} to {high:.3f}  "
-        row += f"{arm['colours_right']['share']:8.3f}{arm['error']['mean']:8.4f}"
+        row = f"{name:42s}{arm['error']['mean']:8.4f}"
+        for what in ("score", "colours_right"):
+            row += f"{arm[what]['share']:8.3f}" if what in arm else f"{'':8s}"
         if "rival" in arm:
             d = arm["error_minus_rival"]
             row += f"   {d['difference']:+.4f} ({d['interval'][0]:+.4f} to {d['interval'][1]:+.4f})"
@@ -355,7 +362,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7, help="of timings")
     parser.add_argument("--no-extras", action="store_true", help="judge, and write no result")
-    parser.add_argument("--only-errors", action="store_true", help="of predictions; no pictures")
+    parser.add_argument("--only-errors", action="store_true", help="draw nothing anew")
     parser.add_argument("--out", type=Path, default=RESULTS / "shapes_highres.json")
     args = parser.parse_args()
 
@@ -369,7 +376,7 @@ def main() -> None:
     args.guidance = model.default("guidance_scale", None)
     args.limit_of = lambda size: args.limit_small if size == SMALL else args.limit
     known = judge_all(model, args)
-    if args.no_extras or args.only_errors:
+    if args.no_extras:
         return
     arms = summed_up(known, args)
     print(table(arms), flush=True)
