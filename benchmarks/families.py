@@ -12,8 +12,9 @@ One row per variant of `w2sdiff.testing`: real pipelines of diffusers, tiny and 
   a reflected one whose weak model runs at guidance 1, its unconditional half left out.
 * `overhead`: CPU time of a run through the driver over that of the stock run: one thread, runs
   interleaved, the fastest of each, because other work on the machine (caches, shared cores) can
-  only add to a run's time, and by more than the driver does. The driver adds a fixed time to a network call,
-  `added_us`, whatever the network is; so a ratio says something only for a network of a known size.
+  only add to a run's time, and by more than the driver does. The driver adds a fixed time to a
+  network call, `added_us`, whatever the network is; so a ratio says something only for a network of
+  a known size.
   A tiny one takes a few milliseconds, half of which is diffusers' own Python: no network anybody
   uses. Therefore it is run several times for each call of it, until a call takes `--call-ms`: 20 ms
   is about a guided call of SD1.5's UNet on a fast GPU, and less than that of any larger family.
