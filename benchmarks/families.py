@@ -14,10 +14,10 @@ One row per variant of `w2sdiff.testing`: real pipelines of diffusers, tiny and 
   interleaved, the fastest of each, because other work on the machine (caches, shared cores) can
   only add to a run's time, and by more than the driver does. The driver adds a fixed time to a
   network call, `added_us`, whatever the network is; so a ratio says something only for a network of
-  a known size. A tiny one takes a few milliseconds, half of which is diffusers' own Python: no
-  network anybody uses. Therefore it is run several times for each call of it, until a call takes
-  `--call-ms`: 20 ms is about a guided call of SD1.5's UNet on a fast GPU, and less than that of any
-  larger family.
+  a known size.
+  A tiny one takes a few milliseconds, half of which is diffusers' own Python: no network anybody
+  uses. Therefore it is run several times for each call of it, until a call takes `--call-ms`: 20 ms
+  is about a guided call of SD1.5's UNet on a fast GPU, and less than that of any larger family.
 * `added_us` and `overhead_tiny` are measured with the tiny networks as they are, where the driver's
   share is largest and noise hides least of it. On a busy machine some percent of noise are left,
   more than the driver's share of 20 ms: an `overhead` below 1 is that, and so may one above be; for
