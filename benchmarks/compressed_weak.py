@@ -236,6 +236,8 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
         lambda: {"found": directions(pipe, place, args)},
     )["found"]
     g = chosen()["g"]
+    if args.only_directions:
+        return {"guidance_scale": g, "directions": found, "arms": {}}
     limit = args.limit if size == SMALL else args.limit_large
     captions = evaluation_captions(limit, seed=args.seed)
     field, again = entrants(place, g, args.steps), Resamples(limit)
@@ -328,6 +330,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[SMALL, LARGE])
     parser.add_argument("--limit", type=int, default=160, help="captions at 64 pixels")
     parser.add_argument("--limit-large", type=int, default=60, help="captions at 128 pixels")
+    parser.add_argument("--only-directions", action="store_true", help="draw nothing")
     parser.add_argument("--pictures", type=int, default=192, help="for the direction; 128: half")
     parser.add_argument("--steps", type=int, default=10, help="steps of W2SD; sets the budget")
     parser.add_argument("--seed", type=int, default=0)
@@ -338,6 +341,8 @@ def main() -> None:
     for size in args.sizes:
         found[str(size)] = bench(size, model, args)
         print(table(size, found[str(size)]), flush=True)
+    if args.only_directions:
+        return
     result = {
         "benchmark": "compressed_weak",
         "versions": versions(),
