@@ -254,7 +254,10 @@ FLOW = ("Flow", "LTX", "MiniMax")
 
 
 def installed():
-    return {name.removesuffix("Scheduler") for name in dir(diffusers) if name.endswith("Scheduler")}
+    found = {
+        name.removesuffix("Scheduler") for name in dir(diffusers) if name.endswith("Scheduler")
+    }
+    return {name for name in found if not name.startswith("Flax")}  # diffusers 0.38 has them yet
 
 
 def test_every_scheduler_of_diffusers_is_in_the_table():

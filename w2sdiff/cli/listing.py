@@ -97,7 +97,7 @@ def _families() -> Iterator[Line]:
         columns = [
             f"{_LAYOUTS[layout]:<52}",
             f"{'embedded guidance' if family.embedded else '':<17}",
-            f"{'LoRA' if family.lora else '':<4}",
+            f"{'LoRA' if family.lora else 'LoRA by load_lora':<17}",
             f"since diffusers {family.since}",
             ", ".join(members),
         ]
