@@ -34,7 +34,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from _highres import LARGE, SMALL, TIMES, noised, others, predicted, remembered, trained
+from _highres import (
+    LARGE,
+    SMALL,
+    TIMES,
+    is_known,
+    noised,
+    others,
+    predicted,
+    remembered,
+    trained,
+)
 from _shapes import (
     RESULTS,
     Arm,
@@ -236,8 +246,6 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
         lambda: {"found": directions(pipe, place, args)},
     )["found"]
     g = chosen()["g"]
-    if args.only_directions:
-        return {"guidance_scale": g, "directions": found, "arms": {}}
     limit = args.limit if size == SMALL else args.limit_large
     captions = evaluation_captions(limit, seed=args.seed)
     field, again = entrants(place, g, args.steps), Resamples(limit)
@@ -247,8 +255,10 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
         told["arm"].pop("method")
         told["arm"]["name"] = name
         file = folder / f"{size}_{name}.json".replace(" ", "_").replace(",", "")
-        run = functools.partial(_obeyed, pipe, captions, arm, args.seed)
-        kept = remembered(file, {**shared, **told}, run)
+        key = {**shared, **told}
+        if args.draw_nothing and not is_known(file, key):
+            continue
+        kept = remembered(file, key, functools.partial(_obeyed, pipe, captions, arm, args.seed))
         hits[name], colours[name] = (np.array(kept[n], bool) for n in ("hits", "colours"))
         arms[name] = {
             "steps": arm.steps,
@@ -260,11 +270,12 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
             "seconds_per_picture": round(kept["seconds"] / limit, 4),
         }
         print(f"  {name}: {hits[name].mean():.3f}, {arm.evaluations}", flush=True)
-    for name, (_, rival) in field.items():
-        if name != REFERENCE:
+    for name in arms:
+        rival = field[name][1]
+        if name != REFERENCE and REFERENCE in arms:
             arms[name]["minus_reference"] = minus(hits[name], hits[REFERENCE], again)
             arms[name]["colours_minus_reference"] = minus(colours[name], colours[REFERENCE], again)
-        if rival in hits:
+        if rival in arms:
             difference = minus(hits[name], hits[rival], again)
             arms[name]["minus_rival"] = {"rival": rival, **difference}
     return {
@@ -330,7 +341,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[SMALL, LARGE])
     parser.add_argument("--limit", type=int, default=160, help="captions at 64 pixels")
     parser.add_argument("--limit-large", type=int, default=60, help="captions at 128 pixels")
-    parser.add_argument("--only-directions", action="store_true", help="draw nothing")
+    parser.add_argument("--draw-nothing", action="store_true", help="what is known, and directions")
     parser.add_argument("--pictures", type=int, default=192, help="for the direction; 128: half")
     parser.add_argument("--steps", type=int, default=10, help="steps of W2SD; sets the budget")
     parser.add_argument("--seed", type=int, default=0)
@@ -341,8 +352,6 @@ def main() -> None:
     for size in args.sizes:
         found[str(size)] = bench(size, model, args)
         print(table(size, found[str(size)]), flush=True)
-    if args.only_directions:
-        return
     result = {
         "benchmark": "compressed_weak",
         "versions": versions(),

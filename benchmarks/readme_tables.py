@@ -366,6 +366,8 @@ def compressed_weak(result: dict) -> str:
             )
         head = [f"weak model, {size} pixels", "error", "best a", "at noise levels, low to high"]
         parts.append(table(head, rows))
+        if not found["arms"]:
+            continue
         rows = [
             [
                 name,

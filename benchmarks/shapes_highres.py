@@ -214,7 +214,7 @@ def judge_all(model: Model, args: argparse.Namespace) -> dict[str, dict]:
         asked = {"limit": len(captions), "steps": args.steps, "guidance": args.guidance}
         key = {**asked, "seed": args.seed, **setup.to_json()}
         file = args.folder / "judged" / f"{stem}.json"
-        if not args.only_errors or is_known(file, key):
+        if not args.draw_nothing or is_known(file, key):
             known[name] |= remembered(file, key, functools.partial(judge, pipe, captions, args))
             told += f", obeyed {np.mean(known[name]['hits']):.3f}"
             told += f", colours {np.mean(known[name]['colours']):.3f}"
@@ -362,7 +362,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7, help="of timings")
     parser.add_argument("--no-extras", action="store_true", help="judge, and write no result")
-    parser.add_argument("--only-errors", action="store_true", help="draw nothing anew")
+    parser.add_argument("--draw-nothing", action="store_true", help="what is known, and errors")
     parser.add_argument("--out", type=Path, default=RESULTS / "shapes_highres.json")
     args = parser.parse_args()
 
