@@ -26,7 +26,7 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ from _shapes import (
     compared,
     draw,
     proportion,
+    rounded,
     verdicts,
     versions,
     write,
@@ -81,19 +82,19 @@ class Place:
     Attributes:
         size: pixels per side.
         setup: of the strong network.
-        weak: name -> edit.
+        weak: name -> edits.
         drawn: which of them draw pictures too.
     """
 
     size: int
     setup: Setup
-    weak: dict[str, Edit]
+    weak: dict[str, Edits]
     drawn: tuple[str, ...]
 
 
 def place_of(size: int, model: Model, folder: Path) -> Place:
     """Compressions without training, and trained ones where they are there."""
-    untrained = {
+    compressed: dict[str, Edit] = {
         f"average, R = {ratio}, {layers}": CompressedKV("average", ratio, layers)
         for ratio, layers in ((2, "deep"), (2, "all"), (4, "deep"), (4, "all"))
     }
@@ -102,88 +103,124 @@ def place_of(size: int, model: Model, folder: Path) -> Place:
         if size == SMALL
         else {"adapter": (2, "deep")}
     )
-    learned = {
-        f"conv trained, R = {ratio}, {layers}": CompressedKV("conv", ratio, layers, adapter=file)
-        for name, (ratio, layers) in names.items()
-        if (file := trained(folder, name)) is not None
-    }
-    compressed = {**untrained, **learned}
+    for name, (ratio, layers) in names.items():
+        if (file := trained(folder, name)) is not None:
+            edit = CompressedKV("conv", ratio, layers, adapter=file)
+            compressed[f"conv trained, R = {ratio}, {layers}"] = edit
+    weak = {name: Edits((edit,)) for name, edit in compressed.items()}
+    whole = trained(folder, "conv64") if size == SMALL else trained(folder, "conv", 500)
+    if whole is not None:
+        edits = Checkpoint(whole) | CompressedKV("conv", 2, "deep", adapter=whole)
+        weak["network trained with conv, R = 2, deep"] = edits
+    drawn = ("average, R = 2, deep", "average, R = 4, all", "conv trained, R = 2, deep")
+    drawn += ("conv trained, R = 4, all", "network trained with conv, R = 2, deep")
+    drawn = (EARLY, *(name for name in drawn if name in weak))
     if size == SMALL:
         assert model.weak is not None
-        weak: dict[str, Edit] = {EARLY: Checkpoint(model.weak), **compressed}
-        drawn = (EARLY, "average, R = 2, deep", "average, R = 4, all")
-        drawn += tuple(name for name in learned if "4, deep" not in name)
-        return Place(size, Setup(model), weak, drawn)
+        return Place(size, Setup(model), {EARLY: Edits((Checkpoint(model.weak),)), **weak}, drawn)
     start, early = trained(folder, "tuned"), trained(folder, "tuned", 500)
     if start is None or early is None:
         raise SystemExit("at 128 pixels: python benchmarks/shapes_highres.py --train tuned, first")
-    drawn = (EARLY, "average, R = 2, deep", "average, R = 4, all", *learned)
     setup = Setup(model, transformer=start, size=LARGE)
-    return Place(size, setup, {EARLY: Checkpoint(early), **compressed}, drawn)
+    return Place(size, setup, {EARLY: Edits((Checkpoint(early),)), **weak}, drawn)
 
 
 # ---- direction
 
 
-def directions(pipe: Any, place: Place, args: argparse.Namespace) -> dict[str, dict]:
+@dataclass(frozen=True)
+class View:
+    """What the strong network predicts of noised pictures, and how wrong it is."""
+
+    data: Batch
+    nothing: Batch
+    levels: list[tuple[torch.Tensor, torch.Tensor]]
+    strong: list[torch.Tensor]
+    wrong: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, pipe: Any, size: int, args: argparse.Namespace) -> View:
+        """At every noise level."""
+        count = args.pictures if size == SMALL else args.pictures // 2
+        data = others(pipe, size, count, args.folder)
+        levels = [noised(pipe, data.latents, time) for time in TIMES]
+        network = pipe.transformer.eval()
+        strong = [predicted(network, x, t, data) for t, (x, _) in zip(TIMES, levels, strict=True)]
+        wrong = [s - y for s, (_, y) in zip(strong, levels, strict=True)]
+        return cls(data, _without_caption(pipe, data), levels, strong, wrong)
+
+
+def directions(pipe: Any, place: Place, args: argparse.Namespace, key: dict) -> dict[str, dict]:
     """For every weak model: does the strong one's error point away from it?"""
-    count = args.pictures if place.size == SMALL else args.pictures // 2
-    data = others(pipe, place.size, count, args.folder)
-    nothing = _without_caption(pipe, data)
-    network, again = pipe.transformer.eval(), Resamples(count)
-    levels = [noised(pipe, data.latents, time) for time in TIMES]
-    strong = [predicted(network, x, t, data) for t, (x, _) in zip(TIMES, levels, strict=True)]
-    wrong = [s - y for s, (_, y) in zip(strong, levels, strict=True)]
-    own = torch.stack([_mean(e.square()) for e in wrong], 1).numpy()
-    found: dict[str, dict] = {"strong": {"error": round(float(own.mean()), 4)}}
-    for name, edit in {UNCONDITIONAL: None, **place.weak}.items():
-        asked = nothing if edit is None else data
-        with weak_network(pipe, edit) as other:
-            weak = [predicted(other, x, t, asked) for t, (x, _) in zip(TIMES, levels, strict=True)]
-        away = [w - s for w, s in zip(weak, strong, strict=True)]
-        inner = torch.stack(
-            [_mean(d * e) for d, e in zip(away, wrong, strict=True)], 1
-        ).numpy()  # [pictures, levels]
-        square = torch.stack([_mean(d.square()) for d in away], 1).numpy()
-        resampled = again.sums(inner.sum(1)) / again.sums(square.sum(1))
-        best = inner.sum(0) / square.sum(0)
-        by_level = again.sums(inner) / again.sums(square)
-        found[name] = {
-            "error": round(float((own + 2 * inner + square).mean()), 4),
-            "best_a": {
-                "a": round(float(inner.sum() / square.sum()), 4),
-                "interval": np.round(np.quantile(resampled, [0.025, 0.975]), 4).tolist(),
-            },
-            "best_a_by_time": np.round(best, 4).tolist(),
-            "interval_by_time": np.round(np.quantile(by_level, [0.025, 0.975], 0).T, 4).tolist(),
-            # With the noise of the target in it: a lower bound of the cosine with the true error.
-            "cosine_by_time": np.round(
-                inner.sum(0) / np.sqrt(square.sum(0) * own.sum(0)), 4
-            ).tolist(),
-        }
+    view = functools.cache(lambda: View.of(pipe, place.size, args))
+    found = {}
+    for name, edits in {UNCONDITIONAL: None, **place.weak}.items():
+        file = args.folder / "directions" / f"{place.size}_{name}.json"
+        found[name] = remembered(
+            file.with_name(file.name.replace(" ", "_").replace(",", "")),
+            {**key, "weak": edits and _sha256(edits)},
+            functools.partial(direction, pipe, edits, view),
+        )
+        del found[name]["key"]
         a = found[name]["best_a"]
         print(f"  {name}: a = {a['a']:+.3f} {a['interval']}", flush=True)
     return found
 
 
+def direction(pipe: Any, edits: Edits | None, view: Callable[[], View]) -> dict[str, Any]:
+    """Where one weak model lies, seen from the strong one and from its error."""
+    seen = view()
+    asked = seen.nothing if edits is None else seen.data
+    with weak_network(pipe, edits) as other:
+        weak = [predicted(other, x, t, asked) for t, (x, _) in zip(TIMES, seen.levels, strict=True)]
+    away = [w - s for w, s in zip(weak, seen.strong, strict=True)]
+    pairs = zip(away, seen.wrong, strict=True)
+    inner = torch.stack([_mean(d * e) for d, e in pairs], 1).numpy()  # [pictures, levels]
+    square = torch.stack([_mean(d.square()) for d in away], 1).numpy()
+    own = torch.stack([_mean(e.square()) for e in seen.wrong], 1).numpy()
+    again = Resamples(len(inner))
+    whole = again.sums(inner.sum(1)) / again.sums(square.sum(1))
+    by_level = again.sums(inner) / again.sums(square)
+    return {
+        "strong_error": round(float(own.mean()), 4),
+        "error": round(float((own + 2 * inner + square).mean()), 4),
+        "best_a": {
+            "a": round(float(inner.sum() / square.sum()), 4),
+            "interval": rounded(np.quantile(whole, [0.025, 0.975])),
+        },
+        "best_a_by_time": rounded(inner.sum(0) / square.sum(0)),
+        "interval_by_time": [rounded(ends) for ends in np.quantile(by_level, [0.025, 0.975], 0).T],
+        # With the noise of the target in it: a lower bound of the cosine with the true error.
+        "cosine_by_time": rounded(inner.sum(0) / np.sqrt(square.sum(0) * own.sum(0))),
+    }
+
+
 @contextmanager
-def weak_network(pipe: Any, edit: Edit | None) -> Iterator[Any]:
+def weak_network(pipe: Any, edits: Edits | None) -> Iterator[Any]:
     """The network of a weak role, without a pipeline around it."""
-    if isinstance(edit, Checkpoint):
-        yield type(pipe.transformer).from_pretrained(edit.source).eval()
-        return
-    if edit is None:
-        yield pipe.transformer
-        return
-    assert isinstance(edit, CompressedKV)
-    patch = Patch(pipe.transformer, edit.compression)
+    network = pipe.transformer
+    for edit in edits.items if edits else ():
+        if isinstance(edit, Checkpoint):
+            network = type(network).from_pretrained(edit.source).eval()
+    patches = [
+        _patch(network, edit)
+        for edit in (edits.items if edits else ())
+        if isinstance(edit, CompressedKV)
+    ]
+    for patch in patches:
+        patch.enable()
+    try:
+        yield network
+    finally:
+        for patch in patches:
+            patch.disable()
+
+
+def _patch(network: Any, edit: CompressedKV) -> Patch:
+    patch = Patch(network, edit.compression)
     if edit.adapter is not None:
         load_adapter(patch, edit.adapter)
-    patch.enable()
-    try:
-        yield pipe.transformer
-    finally:
-        patch.disable()
+    return patch
 
 
 def _without_caption(pipe: Any, data: Batch) -> Batch:
@@ -238,20 +275,17 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
     pipe = place.setup.build().pipe
     folder = args.folder / "weak"
     shared = {"size": size, "setup": place.setup.to_json(), "seed": args.seed}
-    weights = {n: _sha256(edit) for n, edit in place.weak.items()}
     print(f"{size} pixels", flush=True)
-    found = remembered(
-        folder / f"directions_{size}.json",
-        {**shared, "pictures": args.pictures, "weak": weights, "times": TIMES},
-        lambda: {"found": directions(pipe, place, args)},
-    )["found"]
+    key = {**shared, "pictures": args.pictures, "times": TIMES}
+    found = directions(pipe, place, args, key)
     g = chosen()["g"]
     limit = args.limit if size == SMALL else args.limit_large
     captions = evaluation_captions(limit, seed=args.seed)
     field, again = entrants(place, g, args.steps), Resamples(limit)
     hits, colours, arms = {}, {}, {}
     for name, (arm, _) in field.items():
-        told = {"arm": {**arm.to_json(model)}, "limit": limit, "weak": weights.get(_weak(name))}
+        edits = place.weak.get(name.partition(", ")[2])
+        told = {"arm": {**arm.to_json(model)}, "limit": limit, "weak": edits and _sha256(edits)}
         told["arm"].pop("method")
         told["arm"]["name"] = name
         file = folder / f"{size}_{name}.json".replace(" ", "_").replace(",", "")
@@ -297,14 +331,15 @@ def _obeyed(pipe: Any, captions: list[Caption], arm: Arm, seed: int) -> dict:
     }
 
 
-def _weak(arm: str) -> str:
-    return arm.partition(", ")[2]
-
-
-def _sha256(edit: Edit) -> str | None:
-    if isinstance(edit, CompressedKV):
-        return str(edit) if edit.adapter is None else weights_sha256(Path(edit.adapter))
-    return weights_sha256(Path(edit.source)) if isinstance(edit, Checkpoint) else None
+def _sha256(edits: Edits) -> str:
+    """What decides a weak model, whatever its files are called."""
+    parts = []
+    for edit in edits.items:
+        if isinstance(edit, CompressedKV):
+            parts.append(str(edit.compression))
+        file = edit.adapter if isinstance(edit, CompressedKV) else edit.source
+        parts += [weights_sha256(Path(file))] if file is not None else []
+    return " ".join(parts)
 
 
 def minus(hits: np.ndarray, rival: np.ndarray, again: Resamples) -> dict:
@@ -317,13 +352,12 @@ def minus(hits: np.ndarray, rival: np.ndarray, again: Resamples) -> dict:
 
 def table(size: int, found: dict) -> str:
     lines = [f"\n{size} pixels: g = {found['guidance_scale']:g}"]
-    lines.append(f"{'weak model':34s}{'error':>8s}{'best a':>9s}   by noise level, low to high")
-    for name, row in found["directions"].items():
-        if name == "strong":
-            lines.append(f"{'none: the strong one':34s}{row['error']:8.4f}")
-            continue
+    lines.append(f"{'weak model':44s}{'error':>8s}{'best a':>9s}   by noise level, low to high")
+    rows = found["directions"]
+    lines.append(f"{'none: the strong one':44s}{rows[UNCONDITIONAL]['strong_error']:8.4f}")
+    for name, row in rows.items():
         levels = " ".join(f"{a:+.2f}" for a in row["best_a_by_time"])
-        lines.append(f"{name:34s}{row['error']:8.4f}{row['best_a']['a']:+9.3f}   {levels}")
+        lines.append(f"{name:44s}{row['error']:8.4f}{row['best_a']['a']:+9.3f}   {levels}")
     lines.append(f"\n{'':44s}{'evals':>6s}{'obeyed':>8s}   difference from {REFERENCE!r}")
     for name, arm in found["arms"].items():
         row = f"{name:44s}{arm['evaluations']:6d}{arm['score']['share']:8.3f}"

@@ -349,11 +349,9 @@ def compressed_weak(result: dict) -> str:
         "first order."
     ]
     for size, found in result["sizes"].items():
-        rows = []
+        strong = found["directions"]["no caption"]["strong_error"]
+        rows = [["none: the strong one", f"{strong:.4f}", "", ""]]
         for name, row in found["directions"].items():
-            if name == "strong":
-                rows.append(["none: the strong one", f"{row['error']:.4f}", "", ""])
-                continue
             low, high = row["best_a"]["interval"]
             levels = row["best_a_by_time"]
             rows.append(

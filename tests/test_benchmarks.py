@@ -180,11 +180,10 @@ def test_weak_models_spend_no_more_than_w2sd_and_their_errors_have_a_direction(r
     found = result["sizes"]["64"]
     assert max(arm["evaluations"] for arm in found["arms"].values()) == found["budget"]
     directions = found["directions"]
-    strong = directions.pop("strong")["error"]
     assert {"no caption", "early checkpoint", "average, R = 2, deep"} <= directions.keys()
     for row in directions.values():
         # |w - y|² = |s - y|² + (1 + 2 a) |w - s|²: the three figures belong together.
-        moved = row["error"] - strong
+        moved = row["error"] - row["strong_error"]
         assert (moved > 0) == (row["best_a"]["a"] > -0.5)
 
 
