@@ -334,7 +334,8 @@ def shapes_highres(result: dict) -> str:
         "whatever their shape and place.\n\n"
         + table(head, rows)
         + "\n\nOne evaluation, by tokens: milliseconds of the processor (one thread), and as a "
-        "share of none; most memory beyond the weights, for eight items. Half of a small network's work "
+        "share of none; most memory beyond the weights, for eight items. Half of a small "
+        "network's work "
         "is not attention.\n\n" + _timing(result["timing"])
     )
 
