@@ -317,9 +317,10 @@ def shapes_highres(result: dict) -> str:
                 share(arm["score"]) if drawn else "",
                 *parts,
                 share(arm["colours_right"]) if drawn else "",
+                f"{arm['seconds_per_picture']:.2f}" if drawn else "",
             ]
         )
-    head = ["", "error", "against [rival]", "obeyed", *PARTS, "right colours"]
+    head = ["", "error", "against [rival]", "obeyed", *PARTS, "right colours", "s"]
     limit, ceiling = settings["limit"], result["ceiling"]["through the VAE"]["share"]
     return (
         "### High resolution, and compression\n\n"
@@ -331,28 +332,9 @@ def shapes_highres(result: dict) -> str:
         f"({limit['64']} at 64 pixels), {settings['steps']} steps, guidance "
         f"{settings['guidance_scale']:g}; true pictures that go through the VAE at this size reach "
         f"{100 * ceiling:.0f}%. *right colours*: as many objects as demanded, in their colours, "
-        "whatever their shape and place.\n\n"
+        "whatever their shape and place. *s*: seconds per picture on a shared CPU.\n\n"
         + table(head, rows)
-        + "\n\nOne evaluation, by tokens: milliseconds of the processor (one thread), and as a "
-        "share of none; most memory beyond the weights, for eight items. Half of a small "
-        "network's work "
-        "is not attention.\n\n" + _timing(result["timing"])
     )
-
-
-def _timing(timing: dict) -> str:
-    names = next(iter(timing.values()))
-    rows = [
-        [
-            name,
-            *(
-                f"{own['ms']:.1f} ({own['over_none']:.2f}), {own['peak_mb'] or 0:.0f} MB"
-                for own in (found[name] for found in timing.values())
-            ),
-        ]
-        for name in names
-    ]
-    return table(["", *timing], rows)
 
 
 PARTS = ("single", "counting", "colours", "position")
