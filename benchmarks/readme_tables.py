@@ -303,8 +303,8 @@ def shapes_highres(result: dict) -> str:
         "whatever their shape and place.\n\n"
         + table(head, rows)
         + "\n\nOne evaluation, by tokens: milliseconds of the processor (one thread), and as a "
-        "share of none; and most memory in use beyond what was, where it is seen, for eight items.\n\n"
-        + _timing(result["timing"])
+        "share of none; and most memory in use beyond what was, where it is seen, for eight "
+        "items.\n\n" + _timing(result["timing"])
     )
 
 
