@@ -1,48 +1,44 @@
-"""Tiny pipelines with what edits change: ControlNets, IP-Adapters, experts, an embedded scale."""
+"""Pipelines with what edits change, beside the rows of `w2sdiff.testing`."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from w2sdiff.testing import VARIANTS, variants
-from w2sdiff.testing.parts import randomise, unet, vae
+from w2sdiff.testing.parts import (
+    add_ip_adapter,
+    controlnet,
+    image_embeddings,
+    picture,
+    randomise,
+    unet,
+)
 from w2sdiff.testing.variants import Variant
 
 variants()  # fills the table
-
-
-def picture(seed: int) -> Tensor:
-    """A picture to control with: [1, 3, 16, 16] in [0, 1]."""
-    return torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed + 5))
+SCALE = "controlnet_conditioning_scale"
+HIDREAM = VARIANTS["hidream"]  # 2 of 8 experts, as in the paper
 
 
 # --- ControlNets ----------------------------------------------------------------------------------
 
 
-def _unet_controlnet(network: Any, seed: int) -> Any:
-    from diffusers import ControlNetModel
-
-    # The VAE of the tiny pipelines halves once, so the picture is halved once.
-    made = ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(4, 8))
-    made.controlnet_cond_embedding.blocks[1].stride = (2, 2)
-    return randomise(made, seed + 7, gain=0.3)
+def _louder(name: str, **more: Any) -> Variant:
+    """A row of the table, its ControlNet at a scale that is worth halving."""
+    row = VARIANTS[name]
+    return replace(row, arguments=lambda seed: {**row.arguments(seed), SCALE: 0.8, **more})
 
 
-def _control(name: str, cls: str, nets: int = 1) -> Any:
-    def make(seed: int) -> Any:
-        import diffusers
+def _two_controls(seed: int) -> Any:
+    from diffusers import StableDiffusionXLControlNetPipeline
 
-        pipe = VARIANTS[name].build(seed)
-        controls = [_unet_controlnet(pipe.unet, seed + i) for i in range(nets)]
-        parts = {**pipe.components, "controlnet": controls[0] if nets == 1 else controls}
-        more = {"requires_safety_checker": False} if name == "sd" else {"add_watermarker": False}
-        return getattr(diffusers, cls)(**parts, **more)
-
-    return make
+    parts = VARIANTS["sdxl"].build(seed).components
+    parts["controlnet"] = [controlnet(parts["unet"], seed + i) for i in (1, 2)]
+    return StableDiffusionXLControlNetPipeline(**parts, add_watermarker=False)
 
 
 def _sd3_control(seed: int) -> Any:
@@ -66,45 +62,13 @@ def _sd3_control(seed: int) -> Any:
     return StableDiffusion3ControlNetPipeline(**pipe.components, controlnet=control)
 
 
-def _flux_control(seed: int) -> Any:
-    from diffusers import FluxControlNetModel, FluxControlNetPipeline
-
-    pipe = VARIANTS["flux"].build(seed)
-    control = FluxControlNetModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-        guidance_embeds=True,
-    )
-    control = randomise(control, seed + 7, gain=0.3)
-    return FluxControlNetPipeline(**pipe.components, controlnet=control)
-
-
-def _with_picture(name: str, argument: str, **more: Any) -> Any:
-    return lambda seed: {**VARIANTS[name].arguments(seed), argument: picture(seed), **more}
-
-
-SCALE = "controlnet_conditioning_scale"
-_IMG2IMG = {"image": picture(3), "strength": 0.8}
-SD_CONTROL = Variant(
-    "sd-controlnet",
-    "Stable Diffusion",
-    _control("sd", "StableDiffusionControlNetPipeline"),
-    _with_picture("sd", "image", **{SCALE: 0.8}),
-    denoiser="unet",
-)
+SD_CONTROL = _louder("sd-controlnet")
 CONTROLLED = [
     SD_CONTROL,
     Variant(
         "sdxl-controlnet-two",
         "Stable Diffusion XL",
-        _control("sdxl", "StableDiffusionXLControlNetPipeline", nets=2),
+        _two_controls,
         lambda seed: {
             **VARIANTS["sdxl"].arguments(seed),
             "image": [picture(seed), picture(seed + 1)],
@@ -113,152 +77,43 @@ CONTROLLED = [
         },
         denoiser="unet",
     ),
-    Variant(
-        "sdxl-img2img-controlnet",
-        "Stable Diffusion XL",
-        _control("sdxl", "StableDiffusionXLControlNetImg2ImgPipeline"),
-        _with_picture("sdxl", "control_image", **_IMG2IMG, **{SCALE: 0.8}),
-        denoiser="unet",
-    ),
-    Variant(
-        "sd-controlnet-guess",
-        "Stable Diffusion",
-        _control("sd", "StableDiffusionControlNetPipeline"),
-        _with_picture("sd", "image", guess_mode=True, **{SCALE: 0.8}),
-        denoiser="unet",
-    ),
+    _louder("sdxl-controlnet-img2img"),
+    replace(_louder("sd-controlnet", guess_mode=True), name="sd-controlnet-guess"),
     Variant(
         "sd3-controlnet",
         "Stable Diffusion 3",
         _sd3_control,
-        _with_picture("sd3", "control_image", **{SCALE: 0.8}),
+        lambda seed: {
+            **VARIANTS["sd3"].arguments(seed),
+            "control_image": picture(seed),
+            SCALE: 0.8,
+        },
     ),
-    Variant(
-        "flux-controlnet",
-        "FLUX.1",
-        _flux_control,
-        _with_picture("flux", "control_image", **{SCALE: 0.8}),
-        guidance=None,
-        evaluations=1,
-    ),
+    VARIANTS["flux-controlnet"],
 ]
 
 
 # --- IP-Adapters ----------------------------------------------------------------------------------
 
 
-def ip_adapter(network: Any, seed: int, width: int = 12) -> dict[str, dict[str, Tensor]]:
-    """Random weights of an IP-Adapter for a UNet, as its file holds them."""
-    generator = torch.Generator().manual_seed(seed + 11)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator) * shape[-1] ** -0.5
-
-    text = network.config.cross_attention_dim
-    layers = list(network.attn_processors)
-    keys = {}
-    for number, name in enumerate(layers):
-        if name.endswith("attn2.processor"):
-            attention = network.get_submodule(name.removesuffix(".processor"))
-            for half in ("to_k_ip", "to_v_ip"):
-                keys[f"{number}.{half}.weight"] = draw(attention.inner_dim, text)
-    projection = {
-        "proj.weight": draw(4 * text, width),
-        "proj.bias": 0.1 * draw(1, 4 * text)[0],
-        "norm.weight": 1 + 0.1 * draw(1, text)[0],
-        "norm.bias": 0.1 * draw(1, text)[0],
-    }
-    return {"image_proj": projection, "ip_adapter": keys}
-
-
-def _ip(count: int) -> Any:
+def _adapted(count: int) -> Variant:
     def make(seed: int) -> Any:
-        pipe = VARIANTS["sd"].build(seed)
-        weights = [ip_adapter(pipe.unet, seed + i) for i in range(count)]
-        pipe.unet._load_ip_adapter_weights(weights, low_cpu_mem_usage=False)
+        pipe = add_ip_adapter(VARIANTS["sd"].build(seed), seed, count)
         pipe.set_ip_adapter_scale([0.9, 0.4][:count])
         return pipe
 
-    return make
-
-
-def _ip_arguments(count: int) -> Any:
-    def arguments(seed: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(seed + 13)
-        embeds = [torch.randn(2, 1, 12, generator=generator) for _ in range(count)]
-        return {**VARIANTS["sd"].arguments(seed), "ip_adapter_image_embeds": embeds}
-
-    return arguments
-
-
-IP, IP_TWO = (
-    Variant(f"sd-ip-{count}", "Stable Diffusion", _ip(count), _ip_arguments(count), denoiser="unet")
-    for count in (1, 2)
-)
-
-
-# --- mixture of experts ---------------------------------------------------------------------------
-
-
-def _hidream(seed: int) -> Any:
-    """HiDream-I1 without its four text encoders, which the call brings the embeddings of."""
-    from diffusers import (
-        FlowMatchEulerDiscreteScheduler,
-        HiDreamImagePipeline,
-        HiDreamImageTransformer2DModel,
+    row = VARIANTS["sd-ip-adapter"]
+    return replace(
+        row,
+        make=make,
+        arguments=lambda seed: {
+            **VARIANTS["sd"].arguments(seed),
+            "ip_adapter_image_embeds": image_embeddings(seed, count),
+        },
     )
 
-    transformer = HiDreamImageTransformer2DModel(
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        caption_channels=[32, 16],
-        text_emb_dim=64,
-        num_routed_experts=8,
-        num_activated_experts=2,
-        axes_dims_rope=(4, 2, 2),
-        max_resolution=(32, 32),
-        llama_layers=(0, 1),
-        force_inference_output=True,
-    )
-    randomise(transformer, seed)
-    nothing = dict.fromkeys(
-        [f"{part}{i}" for part in ("text_encoder", "tokenizer") for i in ("", "_2", "_3", "_4")]
-    )
-    pipe = HiDreamImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(seed, flow=True),
-        transformer=transformer,
-        **nothing,
-    )
-    pipe.default_sample_size = 8  # it brings every size to about this area
-    return pipe
 
-
-def _hidream_call(seed: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed + 17)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    words = {
-        f"{sign}{name}": draw(*shape)
-        for sign in ("", "negative_")
-        for name, shape in {
-            "prompt_embeds_t5": (1, 6, 32),
-            "prompt_embeds_llama3": (2, 1, 6, 16),
-            "pooled_prompt_embeds": (1, 64),
-        }.items()
-    }
-    more = {"height": 16, "width": 16, "output_type": "latent", "guidance_scale": 4.0}
-    return {**words, **more}
-
-
-HIDREAM = Variant("hidream-embeds", "HiDream-I1", _hidream, _hidream_call)
+IP, IP_TWO = _adapted(1), _adapted(2)
 
 
 # --- a latent consistency model, whose UNet is told its guidance scale ----------------------------

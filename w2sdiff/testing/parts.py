@@ -49,6 +49,8 @@ SD_NOISE: dict[str, Any] = {
     "steps_offset": 1,
 }
 
+_EMBEDDING = 12  # width of an image embedding
+
 
 # --- weights --------------------------------------------------------------------------------------
 
@@ -306,13 +308,22 @@ def half_mask(size: int = 16) -> Tensor:
     return mask
 
 
-def add_ip_adapter(pipe: Any, seed: int, width: int = 12) -> Any:
-    """Load a random IP-Adapter for image embeddings of `width` by the pipeline's own loader.
+def add_ip_adapter(pipe: Any, seed: int, count: int = 1) -> Any:
+    """Load random IP-Adapters for image embeddings by the pipeline's own loader."""
+    pipe.load_ip_adapter(
+        [_ip_adapter(pipe.unet, seed + i) for i in range(count)],
+        subfolder=[""] * count,
+        weight_name=[""] * count,
+        image_encoder_folder=None,
+    )
+    return pipe
 
-    The state has the form of the published files: a projection to four tokens, and a key and a
-    value matrix per cross-attention, numbered by the odd numbers.
+
+def _ip_adapter(network: Any, seed: int) -> dict[str, dict[str, Tensor]]:
+    """In the form of the published files: a projection to four tokens, keys and values.
+
+    The latter are numbered by the odd numbers.
     """
-    network = pipe.unet
     words = network.config.cross_attention_dim
     generator = torch.Generator().manual_seed(seed + 31)
 
@@ -327,21 +338,15 @@ def add_ip_adapter(pipe: Any, seed: int, width: int = 12) -> Any:
         for part in ("to_k_ip", "to_v_ip"):
             state[f"{2 * number + 1}.{part}.weight"] = matrix(inner, words)
     projection = {
-        "proj.weight": matrix(4 * words, width),
+        "proj.weight": matrix(4 * words, _EMBEDDING),
         "proj.bias": 0.1 * matrix(1, 4 * words)[0],
         "norm.weight": torch.ones(words),
         "norm.bias": torch.zeros(words),
     }
-    pipe.load_ip_adapter(
-        {"image_proj": projection, "ip_adapter": state},
-        subfolder="",
-        weight_name="",
-        image_encoder_folder=None,
-    )
-    return pipe
+    return {"image_proj": projection, "ip_adapter": state}
 
 
-def image_embeddings(seed: int, width: int = 12) -> list[Tensor]:
-    """What `add_ip_adapter`'s adapter looks at: [2, 1, width], without and with the picture."""
+def image_embeddings(seed: int, count: int = 1) -> list[Tensor]:
+    """What each adapter looks at: [2, 1, width], without and with the picture."""
     generator = torch.Generator().manual_seed(seed + 17)
-    return [torch.randn(2, 1, width, generator=generator)]
+    return [torch.randn(2, 1, _EMBEDDING, generator=generator) for _ in range(count)]

@@ -33,7 +33,7 @@ def _hidream(seed: int) -> Any:
         num_attention_heads=4,
         caption_channels=[32, 32],
         text_emb_dim=32,
-        num_routed_experts=4,
+        num_routed_experts=8,
         num_activated_experts=2,
         axes_dims_rope=(4, 2, 2),
         max_resolution=(32, 32),
