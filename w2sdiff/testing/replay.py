@@ -5,8 +5,8 @@ left alone, its denoiser and ``scheduler.step`` are wrapped, and inside ``step``
 recomputed by calling the denoiser again with the arguments the pipeline used, at other latents.
 Guidance is recombined by hand per family, LoRA weights go through diffusers' public
 ``set_adapters``, another prompt's conditioning is captured from a second call of the pipeline, and
-the noise levels are derived here from the schedulers' tables. Nothing of w2sdiff is imported. Where
-both mechanisms agree, neither is wrong by itself.
+the noise levels are derived in `grid` from the schedulers' tables. Nothing of w2sdiff but `facts`
+and `grid` is imported. Where both mechanisms agree, neither is wrong by itself.
 
 It is exact, slow and narrow: a changed guidance scale holds at every step, and a ControlNet runs
 without guess mode and without another prompt.
@@ -16,19 +16,18 @@ without guess mode and without another prompt.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["vp", "ve", "flow"]
-Layout = Literal["uncond first, one call", "cond first, one call", "cond first, two calls", "none"]
-Rescale = Literal["std", "norm of each token", "norm at most"]
-Third = Literal["perturbed", "skipped layers"]
+from w2sdiff.testing.facts import FAMILIES, Family
+from w2sdiff.testing.grid import Grid, grid
+
+__all__ = ["FAMILIES", "Role", "remix", "replay"]
 
 
 @dataclass(frozen=True)
@@ -41,210 +40,6 @@ class Role:
     prompt: Mapping[str, Any] | None = (
         None  # call arguments of the other prompt, e.g. {"prompt": "a cat"}
     )
-
-
-@dataclass(frozen=True)
-class Family:
-    """The facts of one pipeline family that a replay has to know."""
-
-    denoiser: str
-    sample: str  # the argument of the denoiser that holds the latents
-    layout: Layout
-    conditioning: tuple[str, ...]  # the arguments that another prompt changes
-    embedded_guidance: bool = False
-    scale: str = "guidance_scale"  # the argument of the call
-    offset: float = 0.0  # of that argument to the scale of u + scale (c - u)
-    second: tuple[str, str] | None = None  # another denoiser that takes over, and its scale
-    live: str | None = None  # attribute of the pipeline that holds the scale of this step
-    rescale: Rescale = "std"
-    sign: float = 1.0  # of the denoiser's output in what is stepped with
-    items: bool = False  # the denoiser takes and gives a list of items [C, 1, H, W]
-    doubled: bool = False  # the latents of both branches go through `step`
-    third: Third | None = None  # another branch: of the same call, or in a call of its own
-    residuals: tuple[str, ...] = ()  # the arguments that hold what a ControlNet says
-
-
-_UNET: Layout = "uncond first, one call"
-_TWO: Layout = "cond first, two calls"
-_WORDS = ("encoder_hidden_states",)
-_MASKED = ("encoder_hidden_states", "encoder_attention_mask")
-_SD = Family("unet", "sample", _UNET, _WORDS)
-_SDXL = Family("unet", "sample", _UNET, (*_WORDS, "added_cond_kwargs"))
-_SD3 = Family("transformer", "hidden_states", _UNET, (*_WORDS, "pooled_projections"))
-_FLUX = Family(
-    "transformer",
-    "hidden_states",
-    "none",
-    (*_WORDS, "pooled_projections"),
-    embedded_guidance=True,
-)
-_FLUX_TRUE_CFG = replace(_FLUX, layout=_TWO, embedded_guidance=False, scale="true_cfg_scale")
-_UNET_CONTROL = ("down_block_additional_residuals", "mid_block_additional_residual")
-_FLUX_CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
-
-
-def _around_unet(prefix: str, plain: Family) -> dict[str, Family]:
-    alike = ("", "-img2img", "-inpaint", "-inpaint-9", "-ip-adapter")
-    control = replace(plain, residuals=_UNET_CONTROL)
-    return {
-        **{f"{prefix}{name}": plain for name in alike},
-        **{f"{prefix}-controlnet{name}": control for name in ("", "-img2img")},
-        f"{prefix}-pag": replace(plain, third="perturbed"),
-    }
-
-
-FAMILIES = {
-    **_around_unet("sd", _SD),
-    **_around_unet("sdxl", _SDXL),
-    "sdxl-rescale": _SDXL,
-    **{f"sd3{name}": _SD3 for name in ("", "-img2img", "-inpaint")},
-    "sd3-skip-layers": replace(_SD3, third="skipped layers"),
-    **{f"flux{name}": _FLUX for name in ("", "-img2img", "-inpaint", "-fill", "-kontext")},
-    "flux-controlnet": replace(_FLUX, residuals=_FLUX_CONTROL),
-    "flux-true-cfg": _FLUX_TRUE_CFG,
-    "flux-kontext-true-cfg": _FLUX_TRUE_CFG,
-    "pixart": Family("transformer", "hidden_states", _UNET, _MASKED),
-    "pixart-alpha": Family("transformer", "hidden_states", _UNET, _MASKED),
-    "hunyuan-dit": Family(
-        "transformer",
-        "hidden_states",
-        _UNET,
-        (
-            "encoder_hidden_states",
-            "text_embedding_mask",
-            "encoder_hidden_states_t5",
-            "text_embedding_mask_t5",
-        ),
-    ),
-    "dit": Family(
-        "transformer",
-        "hidden_states",
-        "cond first, one call",
-        ("class_labels",),
-        doubled=True,
-    ),
-    "sana": Family("transformer", "hidden_states", _UNET, _MASKED),
-    "qwen-image": Family(
-        "transformer",
-        "hidden_states",
-        _TWO,
-        ("encoder_hidden_states", "encoder_hidden_states_mask"),
-        scale="true_cfg_scale",
-        rescale="norm of each token",
-    ),
-    "z-image": Family(
-        "transformer",
-        "x",
-        "cond first, one call",
-        ("cap_feats",),
-        offset=1.0,
-        rescale="norm at most",
-        sign=-1.0,
-        items=True,
-    ),
-    "hidream": Family(
-        "transformer",
-        "hidden_states",
-        _UNET,
-        ("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds"),
-        sign=-1.0,
-    ),
-    "animatediff": _SD,
-    "animatediff-xl": _SDXL,
-    "wan-2.1": Family("transformer", "hidden_states", _TWO, _WORDS),
-    "wan-2.2": Family(
-        "transformer",
-        "hidden_states",
-        _TWO,
-        _WORDS,
-        second=("transformer_2", "guidance_scale_2"),
-    ),
-    "wan-i2v": Family("transformer", "hidden_states", _TWO, _WORDS),
-    "cogvideox": Family("transformer", "hidden_states", _UNET, _WORDS),
-    "cogvideox-dpm": Family("transformer", "hidden_states", _UNET, _WORDS),
-    "cogvideox-dynamic": Family(
-        "transformer", "hidden_states", _UNET, _WORDS, live="guidance_scale"
-    ),
-    "ltx": Family("transformer", "hidden_states", _UNET, _MASKED),
-}
-FAMILIES["hunyuan-dit-rescale"] = FAMILIES["hunyuan-dit"]
-FAMILIES["z-image-normalised"] = FAMILIES["z-image"]
-
-
-# --- noise levels ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Grid:
-    """x = alpha[i] * x0 + sigma[i] * noise in the scheduler's own latents, i = 0 (noise) to n."""
-
-    kind: Kind
-    prediction: str
-    alpha: list[float]
-    sigma: list[float]
-
-    def split(self, x: Tensor, prediction: Tensor, at: int) -> tuple[Tensor, Tensor]:
-        """The (x0, noise) that a prediction for x at level `at` stands for, in float64."""
-        x, m = x.double(), prediction.double()
-        a, s = self.alpha[at], self.sigma[at]
-        if self.kind == "flow":  # dx/dsigma = noise - x0
-            return x - s * m, x + (1 - s) * m
-        if self.prediction == "epsilon":
-            return (x - s * m) / a, m
-        if self.prediction == "sample":
-            return m, (x - a * m) / s
-        # v = cos * noise - sin * x0, with (cos, sin) the level normalised to unit variance
-        r = math.hypot(a, s)
-        cos, sin = a / r, s / r
-        return cos * (x / r) - sin * m, sin * (x / r) + cos * m
-
-    def move(self, x: Tensor, prediction: Tensor, *, at: int, to: int) -> Tensor:
-        """X carried from one level to another along (x0, noise)."""
-        x0, noise = self.split(x, prediction, at)
-        return (self.alpha[to] * x0 + self.sigma[to] * noise).to(x.dtype)
-
-    def network_input(self, x: Tensor, at: int) -> Tensor:
-        """What the network is shown for x: scaled to unit variance *at its own level*, if VE."""
-        return x / math.sqrt(self.sigma[at] ** 2 + 1) if self.kind == "ve" else x
-
-
-def grid(scheduler: Any) -> Grid:
-    """The levels of a scheduler whose timesteps are set."""
-    name = type(scheduler).__name__
-    prediction = getattr(scheduler.config, "prediction_type", "flow")
-    if name.startswith("FlowMatch") or getattr(scheduler.config, "use_flow_sigmas", False):
-        s = scheduler.sigmas.double().tolist()
-        return Grid("flow", "flow", [1 - v for v in s], s)
-    if name in (
-        "EulerDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "LMSDiscreteScheduler",
-    ):
-        s = scheduler.sigmas.double().tolist()
-        return Grid("ve", prediction, [1.0] * len(s), s)
-    if name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"):
-        s = scheduler.sigmas.double().tolist()
-        return Grid(
-            "vp", prediction, [(1 + v * v) ** -0.5 for v in s], [v * (1 + v * v) ** -0.5 for v in s]
-        )
-    if name in (
-        "DDIMScheduler",
-        "CogVideoXDDIMScheduler",
-        "CogVideoXDPMScheduler",
-        "DDPMScheduler",
-    ):
-        table = scheduler.alphas_cumprod.double().tolist()
-        t = [int(v) for v in scheduler.timesteps]
-        last = t[-1] - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-        # DDPM ends at the clean picture, the others at a level of the table if there is one left.
-        clean = 1.0 if name == "DDPMScheduler" else float(scheduler.final_alpha_cumprod)
-        ends = table[last] if last >= 0 and name != "DDPMScheduler" else clean
-        kept = [*(table[v] for v in t), ends]
-        return Grid("vp", prediction, [v**0.5 for v in kept], [(1 - v) ** 0.5 for v in kept])
-    raise NotImplementedError(f"the replay has no levels for {name}")
-
-
-# --- the pipeline, wrapped ------------------------------------------------------------------------
 
 
 def replay(
