@@ -79,7 +79,7 @@ TRAININGS = {
     "average": Training(LARGE, "tuned", "2:average:deep"),
     "uniform": Training(LARGE, "tuned", "2:uniform:deep"),
     "adapter": Training(LARGE, "tuned", "2:conv:deep", only_adapter=True),
-    "longer": Training(LARGE, "tuned", ""),  # what 500 more steps do without compression
+    "longer": Training(LARGE, "tuned", ""),  # what 200 more steps do without compression
     "conv-4": Training(LARGE, "tuned", "4:conv:deep"),
 }
 

@@ -27,6 +27,7 @@ from w2sdiff.shapes.world import CATEGORIES, Caption, completions, is_held_out
 RESULTS = Path(__file__).parent / "results"
 BATCH = 64
 DRAWS = 4000  # bootstrap resamples
+VERDICTS = ("better", "worse")
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,17 @@ def compared(difference: float, again: np.ndarray, unit: str, words: tuple[str, 
         "interval": [low, high],
         "detectable": detectable,
         "verdict": verdict,
+    }
+
+
+def minus(hits: np.ndarray, rival: np.ndarray, again: Resamples) -> dict:
+    """The paired difference of two arms: better, worse, or no difference seen."""
+    difference = hits.astype(float) - rival
+    resampled = again.sums(difference) / len(hits)
+    return {
+        **compared(difference.mean(), resampled, "difference", VERDICTS),
+        "wins": int((difference > 0).sum()),
+        "losses": int((difference < 0).sum()),
     }
 
 

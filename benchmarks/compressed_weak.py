@@ -51,8 +51,8 @@ from _shapes import (
     Resamples,
     by_part,
     colours_right,
-    compared,
     draw,
+    minus,
     proportion,
     rounded,
     verdicts,
@@ -69,7 +69,6 @@ from w2sdiff.highres.data import Batch
 from w2sdiff.jobs import weights_sha256
 from w2sdiff.shapes.world import Caption, evaluation_captions
 
-VERDICTS = ("better", "worse")
 REFERENCE = "plain, equal evaluations"
 EARLY = "early checkpoint"
 UNCONDITIONAL = "no caption"  # guidance: what is extrapolated away from is the same network's
@@ -340,14 +339,6 @@ def _sha256(edits: Edits) -> str:
         file = edit.adapter if isinstance(edit, CompressedKV) else edit.source
         parts += [weights_sha256(Path(file))] if file is not None else []
     return " ".join(parts)
-
-
-def minus(hits: np.ndarray, rival: np.ndarray, again: Resamples) -> dict:
-    """The paired difference of two arms."""
-    difference = hits.astype(float) - rival
-    found = compared(difference.mean(), again.sums(difference) / len(hits), "difference", VERDICTS)
-    wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
-    return {**found, "wins": wins, "losses": losses}
 
 
 def table(size: int, found: dict) -> str:

@@ -29,10 +29,10 @@ from _shapes import (
     Arm,
     Resamples,
     by_part,
-    compared,
     draw,
     interval,
     load,
+    minus,
     obeyed,
     options_of,
     proportion,
@@ -58,7 +58,6 @@ from w2sdiff.generate import Model
 from w2sdiff.shapes.world import CATEGORIES, Caption, evaluation_captions
 
 SCALES = (1.5, 2.0, 3.0, 4.0, 6.0)
-VERDICTS = ("better", "worse")
 BEST, ALONE = "plain, best guidance", "plain, guidance 1"
 FAST = "fast only"
 UNTIL = (0.1, 0.2, 0.4, 0.6, 0.8)
@@ -131,12 +130,6 @@ def choose(pipe: Any, n: int, steps: int, seed: int) -> tuple[float, dict]:
         print(f"  guidance {scale:g}: {hits.mean():.3f} on other captions", flush=True)
     best = max(SCALES, key=lambda scale: (curve[f"{scale:g}"]["share"], -scale))
     return best, curve
-
-
-def minus(hits: np.ndarray, rival: np.ndarray, again: Resamples) -> dict:
-    """The paired difference of two arms."""
-    difference = hits.astype(float) - rival
-    return compared(difference.mean(), again.sums(difference) / len(hits), "difference", VERDICTS)
 
 
 def closed(hits: np.ndarray, alone: np.ndarray, best: np.ndarray, again: Resamples) -> dict:

@@ -42,6 +42,7 @@ from _highres import (
 )
 from _shapes import (
     RESULTS,
+    VERDICTS,
     Arm,
     Resamples,
     by_part,
@@ -50,6 +51,7 @@ from _shapes import (
     draw,
     interval,
     judged,
+    minus,
     proportion,
     verdicts,
     versions,
@@ -65,7 +67,6 @@ from w2sdiff.highres.data import Batch
 from w2sdiff.shapes.captions import parse
 from w2sdiff.shapes.world import Caption, batch, evaluation_captions
 
-VERDICTS = ("better", "worse")
 TUNED, STOCK = "tuned, 2,000 steps", "64 pixels, as it is"
 DEEP = "deep"
 
@@ -257,13 +258,7 @@ def obedience(found: dict, rival: dict, limit: int, seed: int) -> dict[str, Any]
     }
     for what, mine in (("hits", hits), ("colours", colours)):
         if what in rival:
-            difference = mine.astype(float) - np.array(rival[what])
-            resampled = again.sums(difference) / limit
-            told[f"{what}_minus_rival"] = {
-                **compared(difference.mean(), resampled, "difference", VERDICTS),
-                "wins": int((difference > 0).sum()),
-                "losses": int((difference < 0).sum()),
-            }
+            told[f"{what}_minus_rival"] = minus(mine, np.array(rival[what]), again)
     return told
 
 

@@ -26,8 +26,8 @@ from _shapes import (
     Arm,
     Resamples,
     by_part,
-    compared,
     load,
+    minus,
     obeyed,
     proportion,
     versions,
@@ -41,7 +41,6 @@ from w2sdiff.shapes.world import Caption, evaluation_captions
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 REFERENCE = "plain, equal evaluations"
-VERDICTS = ("better", "worse")
 
 
 def entrants(model: Model, g: float, steps: int) -> dict[str, tuple[Arm, str | None]]:
@@ -97,14 +96,6 @@ def choose(pipe: Any, captions: list[Caption], steps: int, seed: int) -> tuple[f
         print(f"  guidance {scale:g}: {curve[scale]['share']:.3f} on other captions", flush=True)
     best = max(SCALES[1:], key=lambda scale: (curve[scale]["share"], -scale))
     return best, {f"{scale:g}": share for scale, share in curve.items()}
-
-
-def minus(hits: np.ndarray, rival: np.ndarray, again: Resamples) -> dict:
-    """The paired difference of two arms."""
-    difference = hits.astype(float) - rival
-    found = compared(difference.mean(), again.sums(difference) / len(hits), "difference", VERDICTS)
-    wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
-    return {**found, "wins": wins, "losses": losses}
 
 
 def bench(name: str, limit: int, choose_on: int, steps: int, seed: int) -> dict:

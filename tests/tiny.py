@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2sdiff.testing import VARIANTS, variants
+from w2sdiff.testing import VARIANTS
 from w2sdiff.testing.parts import (
     SD_NOISE,
     byte_symbols,
@@ -49,7 +49,6 @@ __all__ = [
 ]
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux", "flux-true-cfg", "pixart")
-variants()  # fills the table
 
 
 def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from w2sdiff import W2SD, Guidance, Plain, Window, attach
+from w2sdiff import W2SD, Guidance, Plain, Prompt, Window, attach
 
 STEPS = 4
 METHODS = {
@@ -167,6 +167,29 @@ def test_a_callback_may_interrupt(method):
     stock, driven, stats = both_ways("sdxl", method, callback_on_step_end=interrupt)
     assert torch.equal(driven, stock)
     assert stats.calls == 2
+
+
+@pytest.mark.parametrize("call", [4, 5])
+def test_an_interrupt_between_the_requests_of_a_step_leaves_its_latents(call):
+    """Set from elsewhere in the middle of step 1, whose first request is network call 4."""
+    pipe = tiny.build("sdxl")
+    seen = []
+
+    def interrupt(*_):
+        seen.append(True)
+        pipe._interrupt = len(seen) == call
+
+    def reflected(**changes):
+        with attach(pipe, W2SD(weak=Prompt("a cat"))):
+            return tiny.latents(pipe, "sdxl", steps=3, **changes)
+
+    kept = Diary("sdxl")
+    reflected(**kept.arguments())
+    hook = pipe.unet.register_forward_hook(interrupt)
+    found = reflected()
+    hook.remove()
+    assert len(seen) == call
+    assert torch.equal(found, kept.entries[0][2])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

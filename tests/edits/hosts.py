@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from w2sdiff.testing import VARIANTS, variants
+from w2sdiff.testing import VARIANTS
 from w2sdiff.testing.parts import (
     add_ip_adapter,
     controlnet,
@@ -19,7 +19,6 @@ from w2sdiff.testing.parts import (
 )
 from w2sdiff.testing.variants import Variant
 
-variants()  # fills the table
 SCALE = "controlnet_conditioning_scale"
 HIDREAM = VARIANTS["hidream"]  # 2 of 8 experts, as in the paper
 

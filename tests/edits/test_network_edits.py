@@ -297,7 +297,7 @@ def test_grammar(text, edit):
         ("experts:middle=2", "'top', 'bottom'"),
         ("skip-layers=", "number from 0 or a module's name"),
         ("skip-layers=1++2", "number from 0 or a module's name"),
-        ("skip-layers=9-7", "at least one layer"),
+        ("skip-layers=9-7+3", "goes upwards"),
         ("skip-layers:a=1", "skip-layers=7"),
     ],
 )

@@ -245,3 +245,21 @@ def test_errors_are_one_line_that_helps(text, says):
     with pytest.raises(InputError, match=says) as error:
         parse_edits(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.5, 7.3, 70.0])
+def test_scale_of_a_latent_consistency_model_is_embedded_as_diffusers_does(scale, dtype):
+    pipe = hosts.LCM.build()
+    width = pipe.unet.config.time_cond_proj_dim
+    called = pipe.get_guidance_scale_embedding(torch.tensor([scale - 1] * 2), embedding_dim=width)
+    seen = []
+
+    def note(_module, _args, kwargs):
+        seen.append(kwargs["timestep_cond"])
+
+    pipe.to(dtype)
+    pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
+    with attach(pipe, Plain(EmbeddedGuidance(scale))):
+        hosts.LCM.latents(pipe, steps=1, prompt=["a cat", "a dog"])
+    assert torch.equal(seen[0], called.to(dtype))

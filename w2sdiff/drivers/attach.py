@@ -87,9 +87,11 @@ def attach(
         pipe.__class__ = _shimmed(called, owner)
         yield run
     finally:
-        run.context.end()
-        pipe.__class__ = called
-        del pipe.__dict__[SLOT]
+        try:
+            run.context.end()
+        finally:
+            pipe.__class__ = called
+            del pipe.__dict__[SLOT]
 
 
 def _worn(method: Method, everywhere: Edits) -> dict[str, Edits]:

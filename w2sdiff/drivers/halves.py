@@ -46,7 +46,8 @@ def half(value: Any, index: int, batch: int, *, lists: bool = False, parts: int 
         return {key: again(item) for key, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         if lists and len(value) == batch:
-            return value[: batch // 2] if index == 0 else value[batch // 2 :]
+            size = batch // parts
+            return value[index * size : (index + 1) * size]
         return type(value)(again(item) for item in value)
     return value
 
@@ -64,19 +65,19 @@ def half_of_call(
     lists = isinstance(sample, list | tuple)
     part = partial(half, index=index, batch=count(sample), lists=lists, parts=parts)
     named = {
-        name: _along(value, axes[name], index) if name in axes else part(value)
+        name: _along(value, axes[name], index, parts) if name in axes else part(value)
         for name, value in kwargs.items()
     }
     return tuple(map(part, args)), named
 
 
-def _along(value: Any, axis: int | None, index: int) -> Any:
+def _along(value: Any, axis: int | None, index: int, parts: int) -> Any:
     if axis is None:
         return value
     if torch.is_tensor(value):
-        return value.chunk(2, dim=axis)[index]
+        return value.chunk(parts, dim=axis)[index]
     if isinstance(value, list | tuple):
-        return type(value)(_along(item, axis, index) for item in value)
+        return type(value)(_along(item, axis, index, parts) for item in value)
     return value
 
 

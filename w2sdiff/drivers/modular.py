@@ -16,13 +16,14 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from w2sdiff.drivers.families import Family, Frame
 from w2sdiff.drivers.loops import why_not
+from w2sdiff.drivers.taps import subclass
 from w2sdiff.drivers.weave import SLOT as RUN_SLOT
 from w2sdiff.drivers.weave import Woven
 from w2sdiff.edits.prompt import Prompt
@@ -70,9 +71,7 @@ def looped_call(pipe: Any) -> tuple[type, Woven]:
     def function(self: Any, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as taps:
             for loop in _loops(self):
-                taps.enter_context(
-                    _swapped(loop, _tapped_loop(_class(loop)), self.__dict__[RUN_SLOT])
-                )
+                taps.enter_context(_swapped(loop, _tapped_loop, self.__dict__[RUN_SLOT]))
             return call(self, *args, **kwargs)
 
     function.__signature__ = _signature(call, _taken(pipe))  # type: ignore[attr-defined]
@@ -129,7 +128,7 @@ def _tapped_loop(cls: Any) -> Any:
         frame = self.get_block_state(state).as_dict()
         run.enter(frame["timesteps"], frame)
         scheduler = components.scheduler
-        with _swapped(scheduler, _tapped_scheduler(_class(scheduler)), run):
+        with _swapped(scheduler, _tapped_scheduler, run):
             return super(tapped, self).__call__(components, state)
 
     def loop_step(self: Any, components: Any, state: Any, i: int, t: Any, **more: Any) -> Any:
@@ -155,7 +154,7 @@ def _tapped_loop(cls: Any) -> Any:
         vars(state).update(run.inputs)  # the next step sees the words of the call again
         return result
 
-    tapped: Any = _subclass(cls, {"__call__": __call__, "loop_step": loop_step})
+    tapped: Any = subclass(cls, SLOT, {"__call__": __call__, "loop_step": loop_step})
     return tapped
 
 
@@ -181,7 +180,7 @@ def _tapped_scheduler(cls: Any) -> Any:
             return (run.scale_of(plain) if run.asking else plain.scale_model_input)(*args, **kwargs)
 
         own["scale_model_input"] = scale_model_input
-    tapped: Any = _subclass(cls, own)
+    tapped: Any = subclass(cls, SLOT, own)
     return tapped
 
 
@@ -208,24 +207,15 @@ def _copied(guider: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _swapped(instance: Any, tapped: type, slot: Any) -> Iterator[None]:
-    called = type(instance)
+def _swapped(instance: Any, tap: Callable[[Any], Any], slot: Any) -> Iterator[None]:
+    called: Any = type(instance)
     instance.__dict__[SLOT] = slot
-    instance.__class__ = tapped
+    instance.__class__ = tap(called)
     try:
         yield
     finally:
         instance.__class__ = called
         del instance.__dict__[SLOT]
-
-
-def _class(instance: Any) -> Any:
-    return type(instance)
-
-
-def _subclass(cls: type, own: dict[str, Any]) -> type:
-    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls.__name__, (cls,), {**names, **own, "w2sdiff_untapped": cls})
 
 
 # ---- what a pipeline consists of
@@ -301,6 +291,7 @@ def _scale(pipe: Any, frame: Frame) -> float | None:
 
 
 def _rescale(pipe: Any, frame: Frame) -> float:
-    # Qwen-Image gives the mix the norm of the conditional prediction, token by token.
-    by_norm = type(pipe).__name__.startswith("QwenImage")
+    # Qwen-Image gives the mix the norm of the conditional prediction, token by token; 2.1 does not.
+    name = type(pipe).__name__
+    by_norm = name.startswith("QwenImage") and not name.startswith("QwenImage21")
     return 1.0 if by_norm else float(_guider(pipe, frame).guidance_rescale)

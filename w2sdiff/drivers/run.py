@@ -90,11 +90,13 @@ class Run:
                 self._words.encode(pipe, args, kwargs)
                 return self._woven.function(pipe, *args, **kwargs)
         finally:
-            self._leave()
-            self.taps.remove()
-            self._let_go()
-            self.context.end_call()
-            self.stats.seconds = time.perf_counter() - started
+            try:
+                self._leave()
+            finally:
+                self.taps.remove()
+                self._let_go()
+                self.context.end_call()
+                self.stats.seconds = time.perf_counter() - started
 
     def _let_go(self) -> None:
         """Keep no tensor of a call that is over."""
@@ -103,7 +105,7 @@ class Run:
         self._levels = self.context.request = None
         self._frame: Frame = {}
         self._bound = self._unbound = {}
-        self.x = self.t = None
+        self.x = self.t = self._called_t = None
         self.inputs = {}
         self.__dict__.pop("_step", None)
 
@@ -162,10 +164,18 @@ class Run:
         self.asking, self.left = True, None
         self._ask(next(self._conversation))
 
-    def leave(self, how: str) -> None:
-        """The loop body met `continue` or `break` before its scheduler step (an interrupt, say)."""
+    def leave(self, how: str) -> torch.Tensor:
+        """The loop body met `continue` or `break` before its scheduler step (an interrupt, say).
+
+        Returns:
+            The latents the step began with.
+        """
+        assert self._words is not None
         self._leave()
+        self._branches = None
         self.asking, self.left, self.t = False, how, self._called_t
+        self.inputs = {**self._words.called, **self._unbound}
+        return self._step.x
 
     def scale_of(self, scheduler: Any) -> Callable[..., Any]:
         """`scheduler.scale_model_input`, for the level the request's latents are at."""

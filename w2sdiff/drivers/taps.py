@@ -77,16 +77,24 @@ def _tapped(cls: type) -> Any:
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         return self.__dict__[SLOT](super(tapped, self).__call__, self, args, kwargs)
 
-    # The same name, so that whatever asks for it (saving, hooks, error messages) sees the class it
-    # knows.
-    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-
-    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:  # noqa: N807
-        return copied_as(cls, SLOT, super(tapped, self).__reduce_ex__(protocol))
-
-    own = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, "w2sdiff_untapped": cls}
-    tapped: Any = type(cls.__name__, (cls,), {**names, **own})
+    tapped = subclass(cls, SLOT, {"__call__": __call__})
     return tapped
+
+
+def subclass(cls: Any, slot: str, own: dict[str, Any]) -> Any:
+    """`cls` with other methods, for instances whose class is swapped.
+
+    It has the same name, so that whatever asks for it (saving, hooks, error messages) sees the
+    class it knows; a copy of an instance is one of `cls`.
+    """
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807
+        return copied_as(cls, slot, super(made, self).__reduce_ex__(protocol))
+
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    ours = {"__reduce_ex__": __reduce_ex__, "w2sdiff_untapped": cls}
+    made: Any = type(cls.__name__, (cls,), {**names, **ours, **own})
+    return made
 
 
 def copied_as(cls: type, slot: str, reduced: Any) -> Any:

@@ -19,8 +19,9 @@ So the class's own `__call__` is parsed, and its loop becomes
             if _w2s.inputs: prompt_embeds = ...     # other words (`Prompt`)
             A                                       # scale_model_input is told the level x is at
             latents = _w2s.step_of(self.scheduler)(noise_pred, t, latents, ...)[0]
-        if _w2s.left == "continue": continue        # those of A mean the outer loop
-        if _w2s.left == "break": break
+        if _w2s.inputs: prompt_embeds = ...         # the words of the call again
+        if _w2s.left == "continue": continue        # those of A mean the outer loop, and go with
+        if _w2s.left == "break": break              # the latents that the step began with
         B                                           # once per step, as always
 
 `step_of(scheduler)(...)` hands the prediction to the generator: another request goes round the
@@ -217,7 +218,7 @@ def _rewrite(
 ) -> None:
     t = timestep_name(loop, refuse)
     timesteps = ast.unparse(timesteps_of(loop, refuse))
-    leave = _LeaveOuterLoop()
+    leave = _LeaveOuterLoop(latents)
     route = _RouteScheduler(latents)
     body = [route.visit(part) for statement in again for part in leave.rewritten(statement)]
     lines = [f"    if {name!r} in {RUN}.inputs: {name} = {RUN}.inputs[{name!r}]" for name in inputs]
@@ -229,7 +230,7 @@ def _rewrite(
     inner[0].body = phase + body
     # B sees the loop's own variables again, whatever the last request was told.
     left = "\n".join(f"if {RUN}.left == '{how}': {how}" for how in ("continue", "break"))
-    tail = _code(f"{left}\n{rebind}", loop)
+    tail = _code(f"{rebind}{left}", loop)
     loop.body = head + inner + _code(f"{t} = {RUN}.t", loop) + tail + after
     _insert_before(function, loop, _code(f"{RUN}.enter({timesteps}, locals())", loop))
     docstring = 1 if ast.get_docstring(function) is not None else 0
@@ -259,17 +260,27 @@ def _insert_before(function: ast.FunctionDef, loop: ast.For, statements: list[as
 
 
 class _LeaveOuterLoop(ast.NodeTransformer):
-    """`continue` and `break` of A: leave the inner loop with a note that the outer one acts on."""
+    """`continue` and `break` of A: leave the inner loop with a note that the outer one acts on.
+
+    It may happen between two requests of a step (an interrupt set from another thread), when the
+    latents are a request's.
+    """
+
+    def __init__(self, latents: str) -> None:
+        self.latents = latents
 
     def rewritten(self, statement: ast.stmt) -> list[ast.stmt]:
         result = self.visit(statement)
         return result if isinstance(result, list) else [result]
 
     def visit_Continue(self, node: ast.Continue) -> list[ast.stmt]:
-        return [*_code(f"{RUN}.leave('continue')", node), ast.copy_location(ast.Break(), node)]
+        return [
+            *_code(f"{self.latents} = {RUN}.leave('continue')", node),
+            ast.copy_location(ast.Break(), node),
+        ]
 
     def visit_Break(self, node: ast.Break) -> list[ast.stmt]:
-        return [*_code(f"{RUN}.leave('break')", node), node]
+        return [*_code(f"{self.latents} = {RUN}.leave('break')", node), node]
 
     def _stay(self, node: ast.AST) -> ast.AST:
         return node  # loops and functions inside A keep their own

@@ -76,7 +76,10 @@ class EmbeddedGuidance(Edit):
 
     def _embedding(self, called: torch.Tensor, pipe: Any) -> torch.Tensor:
         """As diffusers 0.42 makes it of a scale, for latent consistency models."""
-        w = called.new_tensor([self.scale - 1] * len(called), device="cpu")
+        import torch
+
+        # In float32, as diffusers (0.42) has it: 1000 times this goes into a sine.
+        w = torch.tensor([self.scale - 1] * len(called), dtype=torch.float32)
         made: torch.Tensor = pipe.get_guidance_scale_embedding(w, embedding_dim=called.shape[-1])
         return made.to(called)
 

@@ -114,7 +114,10 @@ def _settings(path: Path) -> dict[str, Any]:
     config = folder / "adapter_config.json"
     if (path.is_file() and path.name != PEFT_FILE) or not config.is_file():
         return {}
-    settings: dict[str, Any] = json.loads(config.read_text("utf-8"))
+    try:
+        settings: dict[str, Any] = json.loads(config.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read {config}: {error}.") from None
     if settings.get("alpha_pattern"):
         raise InputError(f"{config} has an alpha_pattern, which is not supported.")
     return settings

@@ -81,8 +81,10 @@ class SkipLayers(Edit):
             if numbers is None:
                 layers.append(part.strip())
             else:
-                first = int(numbers[1])
-                layers.extend(range(first, int(numbers[2] or first) + 1))
+                first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+                if last < first:
+                    raise InputError(f"A range of layers goes upwards, got {part.strip()!r}.")
+                layers.extend(range(first, last + 1))
         return cls(layers)
 
     def enter(self, context: Context) -> Callable[[], None]:

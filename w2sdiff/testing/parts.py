@@ -59,7 +59,7 @@ _EMBEDDING = 12  # width of an image embedding
 def private_randomness(seed: int) -> Iterator[None]:
     """Draw from a seed of its own, and leave torch's random state as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed sets every device's
         yield
 
 

@@ -6,11 +6,8 @@ tests and `benchmarks/families.py` go over the table.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -111,14 +108,6 @@ def add(*rows: Variant) -> None:
         VARIANTS[row.name] = row
 
 
-@cache
-def _fill() -> None:
-    from w2sdiff.testing import pipelines
-
-    for module in pkgutil.iter_modules(pipelines.__path__):
-        importlib.import_module(f"{pipelines.__name__}.{module.name}")
-
-
 def variants(families: Sequence[str] = ()) -> list[Variant]:
     """The rows of some families, or of all, in the order of their names' files.
 
@@ -127,5 +116,4 @@ def variants(families: Sequence[str] = ()) -> list[Variant]:
         >>> "sdxl" in [variant.name for variant in variants()]
         True
     """
-    _fill()
     return [row for row in VARIANTS.values() if not families or row.family in families]
