@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports torch or the hub client: they read these once. One thread, because the
@@ -38,6 +40,15 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no golden tensors at {folder}; a clone does not hold them")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _the_backend_of_the_process() -> Iterator[None]:
+    """`set_attention_backend` of one model is, in diffusers, also that of every model to come."""
+    yield
+    if dispatch := sys.modules.get("diffusers.models.attention_dispatch"):
+        usual = dispatch.AttentionBackendName(dispatch.DIFFUSERS_ATTN_BACKEND)
+        dispatch._AttentionBackendRegistry.set_active_backend(usual)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

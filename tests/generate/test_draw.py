@@ -98,3 +98,13 @@ def test_texts_are_as_long_as_the_pipelines_own(family):
             **({"use_resolution_binning": False} if family == "pixart" else {}),
         )
     assert np.abs(np.asarray(drawn.image).astype(int) - np.asarray(stock.images[0])).max() <= 1
+
+
+def test_the_attention_backend_of_a_run_is_not_that_of_the_next():
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    usual = _AttentionBackendRegistry.get_active_backend()[0]
+    with studio("flux", attention_backend="_native_math") as of:
+        processors = of.pipe.transformer.attn_processors.values()
+        assert {processor._attention_backend for processor in processors} == {"_native_math"}
+    assert _AttentionBackendRegistry.get_active_backend()[0] == usual

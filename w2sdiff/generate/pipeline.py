@@ -138,6 +138,8 @@ def _load_loras(pipe: Any, settings: Settings) -> None:
 
 
 def _set_attention(pipe: Any, backend: str) -> None:
+    from diffusers.models import attention_backend
+
     for denoiser in _denoisers(pipe):
         processors = getattr(denoiser, "attn_processors", {}).values()
         if not hasattr(denoiser, "set_attention_backend") or not any(
@@ -147,7 +149,10 @@ def _set_attention(pipe: Any, backend: str) -> None:
                 f"the attention of {type(denoiser).__name__} has no choice of backends in diffusers"
             )
         try:
-            denoiser.set_attention_backend(backend)
+            # A model's own backend becomes the whole process's too in diffusers (0.38 to 0.42): the
+            # next run, which names none, would draw with it.
+            with attention_backend(backend):
+                denoiser.set_attention_backend(backend)
         except (ValueError, RuntimeError, ImportError) as error:
             raise InputError(f"attention backend {backend!r}: {_first_line(error)}") from error
 
