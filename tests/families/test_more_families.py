@@ -165,6 +165,27 @@ def test_wan_22_without_guidance_below_the_boundary():
     assert torch.equal(VARIANTS["wan-2.2"].latents(pipe, **changes), stock)
 
 
+def test_wan_22_has_two_checkpoints(tmp_path):
+    """A pipeline's folder brings one network for each side of the boundary, one network is both."""
+    variant, other, loaded = VARIANTS["wan-2.2"], VARIANTS["wan-2.2"].build(seed=1), {}
+    for name in ("transformer", "transformer_2"):
+        network = getattr(other, name)
+        network.save_pretrained(tmp_path / name)
+        loaded[name] = type(network).from_pretrained(tmp_path / name)  # rounds as what is read
+    (tmp_path / "model_index.json").write_text("{}")
+    for source, second in (tmp_path, "transformer_2"), (tmp_path / "transformer", "transformer"):
+        pipe, expected = variant.build(), variant.build()
+        stock = variant.latents(pipe)
+        expected.transformer, expected.transformer_2 = loaded["transformer"], loaded[second]
+        everywhere = Checkpoint(source)
+        found, _ = driven("wan-2.2", pipe, Plain(everywhere))
+        assert torch.equal(found, variant.latents(expected))
+        assert not torch.allclose(found, stock, rtol=0.01)
+        _, stats = driven("wan-2.2", pipe, W2SD(weak=everywhere))
+        assert stats.evaluations == 2 * (STEPS + 2 * (STEPS - 1))
+        assert torch.equal(variant.latents(pipe), stock)
+
+
 def test_image_to_video_at_scale_zero():
     """The network sees more channels than it predicts; what stands for c is like the latents."""
     pipe = VARIANTS["wan-i2v"].build()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from torch import nn
 
 from w2sdiff import W2SD, Checkpoint, Guidance, Plain, attach
 from w2sdiff.testing.replay import Role, replay
@@ -16,40 +15,59 @@ from w2sdiff.testing.replay import Role, replay
 FAMILY = "flux-true-cfg"
 
 
-def torchao(network):
+def torchao(network, folder):
+    """Eight-bit weights, as `from_pretrained` makes them."""
     quantisation = pytest.importorskip(
         "torchao.quantization", reason="eight-bit weights by torchao need torchao"
     )
-    quantisation.quantize_(network, quantisation.Int8WeightOnlyConfig())
+    from diffusers import TorchAoConfig
+
+    network.save_pretrained(folder)
+    config = TorchAoConfig(quantisation.Int8WeightOnlyConfig())
+    loaded = type(network).from_pretrained(
+        folder, quantization_config=config, torch_dtype=torch.float32
+    )
+    assert isinstance(loaded.proj_out.weight, quantisation.Int8Tensor)
+    return loaded
 
 
-def gguf(network):
-    """As `from_single_file` does it for a .gguf file, with the network's own weights."""
+def gguf(network, folder):
+    """A .gguf file, as `from_single_file` reads it; in this format a block is 32 numbers."""
     library = pytest.importorskip("gguf", reason="GGUF weights need gguf")
-    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+    from diffusers import GGUFQuantizationConfig
+    from diffusers.quantizers.gguf.utils import GGUFLinear
 
+    network.save_config(folder)
     kind = library.GGMLQuantizationType.Q8_0
-    for name, layer in list(network.named_modules()):
-        # A block of this format is 32 numbers.
-        if not isinstance(layer, nn.Linear) or layer.in_features % 32:
-            continue
-        parent, _, child = name.rpartition(".")
-        other = GGUFLinear(
-            layer.in_features, layer.out_features, layer.bias is not None, torch.float32
-        )
-        data = torch.from_numpy(library.quants.quantize(layer.weight.detach().numpy(), kind))
-        other.weight, other.bias = GGUFParameter(data, quant_type=kind), layer.bias
-        setattr(network.get_submodule(parent), child, other)
+    writer = library.GGUFWriter(folder / "network.gguf", "flux")
+    for name, weight in network.state_dict().items():
+        if weight.ndim == 2 and weight.shape[1] % 32 == 0:
+            packed = library.quants.quantize(weight.numpy(), kind)
+            writer.add_tensor(name, packed, raw_dtype=kind)
+        else:
+            writer.add_tensor(name, weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    loaded = type(network).from_single_file(
+        str(folder / "network.gguf"),
+        config=str(folder),
+        quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
+        torch_dtype=torch.float32,
+    )
+    assert isinstance(loaded.proj_out, GGUFLinear)
+    return loaded
 
 
 QUANTISERS = {"torchao": torchao, "GGUF": gguf}
 
 
 @pytest.mark.parametrize("name", QUANTISERS)
-def test_a_quantised_denoiser(name):
+def test_a_quantised_denoiser(name, tmp_path):
     pipe = tiny.build(FAMILY)
     exact = tiny.latents(pipe, FAMILY, steps=3)
-    QUANTISERS[name](pipe.transformer)
+    pipe.transformer = QUANTISERS[name](pipe.transformer, tmp_path)
     stock = tiny.latents(pipe, FAMILY, steps=3)
     assert not torch.equal(stock, exact)
     with attach(pipe, Plain()):

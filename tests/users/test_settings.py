@@ -44,11 +44,6 @@ def math_backend(pipe):
     pipe.transformer.set_attention_backend("_native_math")
 
 
-def xformers_backend(pipe):
-    pytest.importorskip("xformers", reason="attention by xformers needs xformers")
-    pipe.enable_xformers_memory_efficient_attention()
-
-
 def layerwise(pipe):
     """Weights lie in eight bits and are widened layer by layer as they are needed."""
     pipe.unet.enable_layerwise_casting(
@@ -62,7 +57,6 @@ SETTINGS = {
     "plain attention": Setting(plain_processors),
     "fused projections": Setting(lambda pipe: pipe.fuse_qkv_projections(), "sdxl"),
     "attention backend": Setting(math_backend, "flux-true-cfg"),
-    "xformers": Setting(xformers_backend),
     "FreeU": Setting(lambda pipe: pipe.enable_freeu(0.9, 0.2, 1.2, 1.4), neutral=False),
     "layerwise casting": Setting(layerwise, neutral=False),
 }
@@ -97,6 +91,20 @@ def test_setting(name):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(found.abs().max()))
     assert float((found - stock).abs().max()) > 1e-2 * size
     assert torch.equal(drawn(pipe, family), stock)
+
+
+@pytest.mark.gpu
+def test_xformers():
+    """Its kernels are CUDA's alone, and diffusers refuses them elsewhere."""
+    pytest.importorskip("xformers", reason="attention by xformers needs xformers")
+    pipe = tiny.build("sd", dtype=torch.float16).to("cuda")
+    untouched = drawn(pipe, "sd")
+    pipe.enable_xformers_memory_efficient_attention()
+    stock = drawn(pipe, "sd")
+    torch.testing.assert_close(stock, untouched, rtol=0, atol=2e-2 * float(stock.abs().max()))
+    assert torch.equal(drawn(pipe, "sd", Plain()), stock)
+    assert torch.isfinite(drawn(pipe, "sd", PAIR)).all()
+    assert torch.equal(drawn(pipe, "sd"), stock)
 
 
 def test_channels_last_stays():

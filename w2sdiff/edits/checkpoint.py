@@ -41,7 +41,8 @@ class Checkpoint(Edit):
     Args:
         source: folder of a denoiser (config.json and safetensors) or of a whole pipeline, one
             .safetensors file with the denoiser's own keys, a hub id ("owner/name", downloaded by
-            the hub's rules), or a module in memory.
+            the hub's rules), or a module in memory. Of a pipeline with two denoisers (Wan 2.2) a
+            pipeline's folder replaces those it has, and a single network both.
         sha256: expected hash of the weights, checked on loading; None: not checked.
 
     Cost: no evaluation; the memory of a second denoiser.
@@ -220,12 +221,17 @@ def _from_file(cls: Any, called: Any, path: Path) -> nn.Module:
 def _check_fits(other: nn.Module, called: nn.Module, source: object) -> None:
     ours, theirs = _plain(called).config, _plain(other).config
     for key in SAME:
-        if ours.get(key) != theirs.get(key):
+        # A patch of Wan is (1, 2, 2) as built and [1, 2, 2] as read from a config.json.
+        if _listed(ours.get(key)) != _listed(theirs.get(key)):
             raise UnsupportedError(
                 f"{_called(source)} cannot stand in for the pipeline's denoiser: "
                 f"its {key} is {theirs.get(key)}, the pipeline's {ours.get(key)}. "
                 "Weak and strong must share latents and text encoders."
             )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _called(source: object) -> str:
