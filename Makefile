@@ -11,6 +11,10 @@ OLDEST := "diffusers==0.38.*" "transformers==4.57.*" "peft==0.17.*" "accelerate=
 # One process per core, each with one thread; a file's tests stay together and share what they build.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 ARGS   ?=
+# What the oldest releases decide most: `make test-all` runs this much of them, `make test-oldest` more.
+ENGINE := tests/drivers/test_identity.py tests/drivers/test_replay.py tests/test_levels.py tests/test_pipelines.py \
+          tests/attention/test_hosts.py tests/attention/test_patch.py tests/drivers/test_schedulers.py tests/users
+OLDER  ?= $(ENGINE) tests/drivers tests/families tests/edits tests/attention
 
 MAKEFLAGS += --no-print-directory
 
@@ -44,7 +48,7 @@ test-slow: $(READY)
 
 # In this order, so that the last line is that of the default tests, which `make test` alone would print.
 test-all:
-	$(MAKE) test-oldest
+	$(MAKE) test-oldest OLDER="$(ENGINE)"
 	$(MAKE) test-slow
 	$(MAKE) test
 
@@ -52,10 +56,7 @@ test-all:
 # (transformers 4 cannot encode a prompt in float64, with or without us.)
 test-oldest oldest: .oldest/.ready
 	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/python -c 'import diffusers; assert diffusers.__version__.startswith("0.38."), diffusers'
-	PYTHONPATH=$(CURDIR)/.oldest $(PYTEST) -k "not float64" \
-	    tests/drivers/test_identity.py tests/drivers/test_replay.py tests/test_levels.py tests/test_pipelines.py \
-	    tests/attention/test_hosts.py tests/attention/test_patch.py \
-	    tests/drivers/test_schedulers.py tests/users
+	PYTHONPATH=$(CURDIR)/.oldest $(PYTEST) -k "not float64" $(OLDER) $(ARGS)
 
 .oldest/.ready: $(READY) Makefile
 	rm -rf .oldest
