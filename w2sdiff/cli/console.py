@@ -128,6 +128,10 @@ def hush_libraries(*, debug: bool) -> Iterator[None]:
     if debug:
         yield
         return
+    # transformers imports torchao where it is installed, which warns of torch versions as it loads.
+    torchao = logging.getLogger("torchao")
+    loud = torchao.level
+    torchao.setLevel(logging.CRITICAL)
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -144,3 +148,4 @@ def hush_libraries(*, debug: bool) -> Iterator[None]:
             for library, level in zip(libraries, levels, strict=True):
                 library.set_verbosity(level)
                 library.enable_progress_bar()
+            torchao.setLevel(loud)
