@@ -51,7 +51,7 @@ def unet_variants(prefix: str, family: str, stem: str, parts: Callable[..., Any]
         yield "-controlnet", of("ControlNet"), _control, {}
         yield "-controlnet-img2img", of("ControlNetImg2Img"), _control_img2img, {}
         yield "-ip-adapter", with_adapter, _with_image, {}
-        yield "-pag", of("PAG"), _pag, {"evaluations": 3, "unguided": 3}
+        yield "-pag", of("PAG"), _pag, {"evaluations": 3, "unguided": 2, "unconditional": 3}
 
     return [
         Variant(f"{prefix}{name}", family, make, call, denoiser="unet", **more)
