@@ -247,6 +247,51 @@ def test_qwen_images_norm_needs_both_halves_at_scale_zero():
     )
 
 
+LONG, SHORT = ["a cat", "a red circle on a hill"], ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("words", [LONG, SHORT], ids=["masked", "not masked"])
+@pytest.mark.parametrize("called", [LONG, SHORT], ids=["call masked", "call not masked"])
+@pytest.mark.parametrize("which", ["prompt", "negative_prompt"])
+def test_qwen_images_mask_is_bound_with_the_words(which, called, words):
+    """Words of one length have no mask (None), those of several have one."""
+    name, other = "qwen-image", {"prompt": "negative_prompt", "negative_prompt": "prompt"}[which]
+    pipe, column = VARIANTS[name].build(), [f"{text}!" for text in words]
+    call = VARIANTS[name].call(steps=STEPS, **{which: called, other: SHORT})
+    role = Prompt("@other") if which == "prompt" else Prompt(negative="@other")
+    with attach(pipe, Plain(base=role), columns={"other": column}):
+        found = VARIANTS[name].latents(pipe, **call, generator=seeded())
+    expected = VARIANTS[name].latents(pipe, **{**call, which: column}, generator=seeded())
+    assert torch.equal(found, expected)
+    with attach(pipe, W2SD(weak=role), columns={"other": column}):
+        found = VARIANTS[name].latents(pipe, **call, generator=seeded())
+    replayed = {**call, "generator": seeded()}
+    expected = replay(pipe, name, replayed, weak=Role(prompt={which: column}))
+    size = max(1.0, float(expected.abs().max()))
+    assert float((found - expected).abs().max()) <= 1e-5 * size
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def test_negative_words_of_a_role_switch_true_guidance_on_and_its_scale_is_known():
+    """FLUX and Qwen-Image guide only if there are negative words: those of the role count."""
+    for name in ("flux-true-cfg", "qwen-image"):
+        pipe, call = VARIANTS[name].build(), VARIANTS[name].call(steps=STEPS)
+        negative = call.pop("negative_prompt")
+        del call["generator"]
+        with attach(pipe, W2SD(weak=Prompt(negative=negative) | Guidance(0.0))) as run:
+            pipe(**call, generator=seeded())
+        rescaled = name == "qwen-image"
+        assert run.stats.evaluations == STEPS + (STEPS - 1) * (1 + 1 + rescaled)
+        with attach(pipe, Plain(base=Prompt(negative=negative) | Guidance(2.0))) as run:
+            found = VARIANTS[name].latents(pipe, **call, generator=seeded())
+        guided = {**call, "negative_prompt": negative, **VARIANTS[name].at_scale(2.0)}
+        expected = VARIANTS[name].latents(pipe, **guided, generator=seeded())
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_ltx_rescales():
     is_the_scale("ltx", VARIANTS["ltx"].build(), 2.0, guidance_rescale=0.7)
 
