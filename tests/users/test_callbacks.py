@@ -98,6 +98,12 @@ def attached(family, pipe, call, method):
         return latents(family, pipe, call), run.stats
 
 
+def close(found, expected, pipe):
+    start = float(getattr(pipe.scheduler, "init_noise_sigma", 1.0))
+    size = max(1.0, float(expected.abs().max()), start)
+    return float((found - expected).abs().max()) <= 1e-5 * size
+
+
 @every_family
 @either_scale
 def test_plain_follows_a_callback_that_switches_guidance_off(family, off):
