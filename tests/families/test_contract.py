@@ -151,6 +151,8 @@ def test_at_scale_0_a_step_is_one_with_the_unconditional_half(subject, name):
         pytest.skip("its scale is an input of the network, and there are no halves")
     if row.evaluations_at(0.0) == row.evaluations:
         pytest.skip("its prediction at scale 0 is not the unconditional half alone; see the replay")
+    if name == "flux-controlnet-true-cfg":
+        pytest.skip("its ControlNet is told the words of the call in both halves; see the replay")
     words = {"prompt": NEGATIVE} if row.prompted else {"class_labels": [1000]}
     alone = {**words, **row.at_scale(1.0), **picture_of(row, "u")}
     latents, stats, _ = subject.latents(Plain(base=Guidance(0.0)))
