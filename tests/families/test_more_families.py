@@ -247,6 +247,54 @@ def test_qwen_images_norm_needs_both_halves_at_scale_zero():
     )
 
 
+# What `encode_prompt` returns, by the names of the call's arguments.
+_WORDS = ("prompt_embeds", "negative_prompt_embeds")
+_POOLED = (*_WORDS, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+_MASKED = (
+    *("prompt_embeds", "prompt_attention_mask"),
+    *("negative_prompt_embeds", "negative_prompt_attention_mask"),
+)
+ENCODED = {
+    **dict.fromkeys(("sd", "cogvideox", "wan-2.1"), _WORDS),
+    **dict.fromkeys(("sdxl", "sd3"), _POOLED),
+    **dict.fromkeys(("pixart", "sana", "ltx"), _MASKED),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("words", [{"prompt": "a cat"}, {"negative_prompt": "ugly"}], ids=repr)
+def test_words_of_a_role_replace_half_of_what_a_call_gives_as_embeddings(name, words):
+    """PixArt, Sana and CogVideoX take no text beside negative embeddings from a caller."""
+    variant = VARIANTS[name]
+    pipe, encoded = variant.build(), []
+    encode = pipe.encode_prompt
+    pipe.encode_prompt = lambda *args, **kwargs: (
+        encoded.append(encode(*args, **kwargs)) or encoded[-1]
+    )
+    stock = variant.latents(pipe)
+    del pipe.encode_prompt
+    embeddings = dict(zip(ENCODED[name], encoded[0], strict=True))
+    call = {"prompt": None, "negative_prompt": None, **embeddings}
+    assert torch.equal(variant.latents(pipe, **call), stock)
+    found, _ = driven(name, pipe, Plain(base=role_of(words)), **call)
+    assert torch.equal(found, variant.latents(pipe, **words))
+    assert not torch.allclose(found, stock, rtol=0.01)
+    assert "check_inputs" not in vars(pipe)
+
+
+def role_of(words):
+    return Prompt(words.get("prompt"), negative=words.get("negative_prompt"))
+
+
+def test_a_call_is_checked_as_ever_where_a_roles_words_are_beside_embeddings():
+    pipe = VARIANTS["pixart"].build()
+    embeddings = {"negative_prompt_embeds": torch.zeros(1, 48, 32)}
+    with pytest.raises(ValueError, match="divisible by 8"):
+        driven("pixart", pipe, Plain(base=Prompt("a cat")), **embeddings, height=17)
+    with pytest.raises(ValueError, match="negative_prompt_embeds"):
+        driven("pixart", pipe, Plain(), **embeddings)
+
+
 LONG, SHORT = ["a cat", "a red circle on a hill"], ["a cat", "a dog"]
 
 
