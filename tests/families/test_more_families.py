@@ -268,9 +268,12 @@ def test_words_of_a_role_replace_half_of_what_a_call_gives_as_embeddings(name, w
     variant = VARIANTS[name]
     pipe, encoded = variant.build(), []
     encode = pipe.encode_prompt
-    pipe.encode_prompt = lambda *args, **kwargs: (
-        encoded.append(encode(*args, **kwargs)) or encoded[-1]
-    )
+
+    def keep(*args, **kwargs):
+        encoded.append(encode(*args, **kwargs))
+        return encoded[-1]
+
+    pipe.encode_prompt = keep
     stock = variant.latents(pipe)
     del pipe.encode_prompt
     embeddings = dict(zip(ENCODED[name], encoded[0], strict=True))
