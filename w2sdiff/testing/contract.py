@@ -71,22 +71,22 @@ _SAMPLES = ("sample", "hidden_states", "x")
 
 
 def together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of one call for the items of two, made of the arguments of a call for each."""
+    """Arguments of one call for the items of two, made of the arguments of a call for each.
+
+    What is the same object in both holds for both items.
+    """
     assert one.keys() == other.keys()
     return {name: _together(name, one[name], other[name]) for name in one}
 
 
 def _together(name: str, a: Any, b: Any) -> Any:
-    if name == "ip_adapter_image_embeds":  # per adapter, those without and those with the picture
-        halves = [[*x.chunk(2), *y.chunk(2)] for x, y in zip(a, b, strict=True)]
-        return [torch.cat([u, v, c, d]) for u, c, v, d in halves]
-    if torch.is_tensor(a):
+    if torch.is_tensor(a) and a is not b:
         return torch.cat([a, b])
     if isinstance(a, torch.Generator) or name in ("prompt", "negative_prompt"):
         return [a, b]
     if name == "class_labels":
         return [*a, *b]
-    assert a == b, f"{name} holds for both"
+    assert a is b or a == b, f"{name} holds for both"
     return a
 
 

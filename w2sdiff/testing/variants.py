@@ -41,7 +41,7 @@ class Variant:
         unconditional: the same at guidance scale 0; None: one less where there is guidance, as long
             as the conditional prediction has no other use than in the mix.
         prompted: it takes a prompt.
-        one_image: a batch has one and the same picture as its condition.
+        shared: arguments that all items of a batch have in common.
         steps: name of the argument with the number of steps.
         output: attribute of what a call returns.
         since: first diffusers release that has the class, "0.38" being the oldest supported.
@@ -60,7 +60,7 @@ class Variant:
     unguided: int | None = None
     unconditional: int | None = None
     prompted: bool = True
-    one_image: bool = False
+    shared: tuple[str, ...] = ()
     steps: str = "num_inference_steps"
     output: str = "images"
     since: str = "0.38"
