@@ -71,13 +71,6 @@ NEW = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NEW)
-def test_a_prompt_pair(name):
-    method, other = W2SD(weak=Prompt("a cat")), {"prompt": "a cat"}
-    agrees(name, VARIANTS[name].build(), method, weak=Role(prompt=other))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*NEW, "dit"} - {"wan-2.2"}))
 def test_a_checkpoint_pair(name):
     other = VARIANTS[name].network(VARIANTS[name].build(1))
