@@ -103,12 +103,17 @@ def two_calls(subject):
 def test_at_scale_0_and_1_the_weak_model_is_asked_for_what_counts_only(subject, scale):
     row, n = subject.variant, subject.counted.steps
     alone = row.evaluations_at(scale)
-    latents, stats, counted = subject.latents(W2SD(weak=Guidance(scale)))
+    method = W2SD(weak=Guidance(scale))
+    latents, stats, counted = subject.latents(method)
     assert not torch.allclose(latents, subject.stock, rtol=0.01), "the pair does nothing here"
     assert stats.steps == counted.steps == n
     assert stats.requests == 3 * (n - 1) + 1
     expected = n * row.evaluations + (n - 1) * (row.evaluations + alone)
     assert stats.evaluations == counted.items == expected
+    # The cost counts the branches of the mix, and no third one or other use of the conditional one.
+    cost = method.cost(n, guidance_scale=1.0 if row.guidance is None else 4.0)
+    assert cost <= expected
+    assert (cost == expected) == (row.evaluations <= 2 and alone == 1)
     left_out = two_calls(subject) and alone < row.evaluations
     calls = n * row.calls + (n - 1) * (2 * row.calls - left_out)
     assert stats.calls == counted.calls == calls
