@@ -224,7 +224,16 @@ def test_items_of_a_batch_are_drawn_as_each_would_be_alone(subject):
 
 # ---- other words ---------------------------------------------------------------------------------
 
-WORDS = {"prompt": "a cat"}, {"negative_prompt": "ugly"}, {"prompt": "a cat", "negative_prompt": ""}
+POSITIVE, NEGATIVE_ALONE = {"prompt": "a cat"}, {"negative_prompt": "ugly"}
+BOTH = {"prompt": "a cat", "negative_prompt": "ugly"}
+
+
+def words_of(*quick):
+    every = POSITIVE, NEGATIVE_ALONE, BOTH
+    marked = [pytest.param(w, marks=[] if w in quick else [pytest.mark.slow]) for w in every]
+    return pytest.mark.parametrize("words", marked, ids=repr)
+
+
 prompted_variants = pytest.mark.parametrize("name", [row.name for row in ROWS if row.prompted])
 
 
@@ -237,7 +246,7 @@ def edit(words):
 
 
 @prompted_variants
-@pytest.mark.parametrize("words", WORDS, ids=repr)
+@words_of(NEGATIVE_ALONE, BOTH)
 @pytest.mark.parametrize("called", ["with a negative prompt", "without"])
 def test_a_prompt_is_what_the_pipeline_does_when_called_with_it(subject, words, called):
     row, pipe = subject.variant, subject.pipe
@@ -255,7 +264,7 @@ def test_a_prompt_is_what_the_pipeline_does_when_called_with_it(subject, words, 
 
 
 @prompted_variants
-@pytest.mark.parametrize("words", WORDS, ids=repr)
+@words_of(BOTH)
 def test_a_prompt_pair_agrees_with_the_replay(subject, name, words):
     row, pipe = subject.variant, subject.pipe
     if replay.FAMILIES[name].residuals:
