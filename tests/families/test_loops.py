@@ -5,12 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from w2sdiff import W2SD, Checkpoint, Guidance, Plain, attach
+from w2sdiff import (
+    W2SD,
+    Checkpoint,
+    Guidance,
+    LearnedGuidance,
+    Plain,
+    Prompt,
+    UnsupportedError,
+    attach,
+)
+from w2sdiff.core2 import NoiseModel
 from w2sdiff.testing import VARIANTS, variants
+from w2sdiff.testing.variants import NEGATIVE
 
 variants()  # fills the table
 STEPS = 4
 METHOD = W2SD(weak=Guidance(1.0))
+
+
+class Half(NoiseModel):
+    """In the place of a noise model."""
+
+    def forward(self, c, given):
+        del given
+        return c / 2
 
 
 def other_network(name):
@@ -176,14 +195,62 @@ def test_skip_layer_guidance_keeps_its_third_call():
     assert batches == [*first, *second, *last]
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1.5])
+def test_skip_layer_guidance_is_added_to_the_mix_at_any_scale_in_its_span(scale):
+    """u + scale (c - u) + k (c - c without the layers), each of the three evaluated by itself.
+
+    At scale 0 too it measures from c, which the mix does not need.
+    """
+    variant, k, steps = VARIANTS["sd3-skip-layers"], 2.8, 4
+    span = {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.75}  # steps 1 and 2
+    pipe = variant.build()
+    with attach(pipe, Plain(base=Guidance(scale))) as run:
+        found = variant.latents(pipe, steps=steps, **span)
+    outside, inside = (1 if scale in (0.0, 1.0) else 2), {0.0: 3, 1.0: 2, 1.5: 3}[scale]
+    assert run.stats.evaluations == 2 * outside + 2 * inside
+
+    # By itself: without guidance the pipeline's one call is c; the others are asked beside it.
+    words = ("encoder_hidden_states", "pooled_projections")
+    told, forward, asked = {}, pipe.transformer.forward, []
+
+    def keep(**kwargs):
+        told.update({name: kwargs[name] for name in words})
+        return forward(**kwargs)
+
+    def mixed(**kwargs):
+        c = forward(**kwargs)[0]
+        u = forward(**{**kwargs, **negative})[0]
+        prediction = u + scale * (c - u)
+        if len(asked) in (1, 2):
+            prediction = prediction + k * (c - forward(**kwargs, skip_layers=[0])[0])
+        asked.append(1)
+        return (prediction,)
+
+    pipe.transformer.forward = keep
+    variant.latents(pipe, steps=1, prompt=NEGATIVE, **variant.at_scale(1.0))
+    negative = dict(told)
+    pipe.transformer.forward = mixed
+    expected = variant.latents(pipe, steps=steps, **variant.at_scale(1.0))
+    del pipe.transformer.forward
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_skip_layer_guidance_measures_from_the_conditional_prediction_which_must_stay():
+    variant = VARIANTS["sd3-skip-layers"]
+    pipe, method = variant.build(), W2SD(weak=LearnedGuidance(Half()))
+    with attach(pipe, method), pytest.raises(UnsupportedError, match="skip_guidance_layers"):
+        variant.latents(pipe)
+    with attach(pipe, method) as run:
+        variant.latents(pipe, skip_guidance_layers=None)
+    assert run.stats.evaluations == 4 * 2 + 3 * (2 + 1)
+
+
 # --- perturbed-attention guidance -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("leaves", ["by an exception", "for another prompt"])
 def test_pag_gets_the_attention_processors_back(leaves):
     """Its pipelines set their own before the loop, and put the former ones back only after it."""
-    from w2sdiff import Prompt
-
     variant = VARIANTS["sd-pag"]
     pipe = variant.build()
     before, stock = dict(pipe.unet.attn_processors), variant.latents(pipe)
@@ -206,14 +273,6 @@ def test_pag_gets_the_attention_processors_back(leaves):
 
 
 def test_pag_measures_from_the_conditional_prediction_which_must_stay():
-    from w2sdiff import LearnedGuidance, UnsupportedError
-    from w2sdiff.core2 import NoiseModel
-
-    class Half(NoiseModel):
-        def forward(self, c, given):
-            del given
-            return c / 2
-
     variant = VARIANTS["sd-pag"]
     pipe = variant.build()
     method = W2SD(weak=LearnedGuidance(Half()))
@@ -222,3 +281,25 @@ def test_pag_measures_from_the_conditional_prediction_which_must_stay():
     with attach(pipe, method) as run:  # without PAG it is a pipeline of two branches
         variant.latents(pipe, pag_scale=0.0)
     assert run.stats.evaluations == 4 * 2 + 3 * (2 + 1)
+
+
+@pytest.mark.parametrize("name", ["sd-pag", "sdxl-pag"])
+def test_pag_at_scale_1_is_asked_for_the_two_branches_that_stock_spends_there(name):
+    """[c, p] without classifier-free guidance, with the processors that take a batch in halves."""
+    variant = VARIANTS[name]
+    pipe, batches = variant.build(), []
+    pipe.unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    stock = variant.latents(pipe, steps=STEPS, **variant.at_scale(1.0))
+    spent = [batches.pop() for _ in range(STEPS)]
+    assert spent == [2] * STEPS
+    with attach(pipe, Plain(base=Guidance(1.0))) as run:
+        found = variant.latents(pipe, steps=STEPS)
+    assert batches == spent
+    assert (run.stats.evaluations, run.stats.saved) == (2 * STEPS, STEPS)
+    torch.testing.assert_close(found, stock, rtol=0, atol=1e-5 * float(stock.abs().max()))
+    # The roles take turns: the strong one guides, and its batch is taken apart in thirds again.
+    batches.clear()
+    with attach(pipe, METHOD) as run:
+        variant.latents(pipe, steps=STEPS)
+    assert batches == [3, 2, 3] * (STEPS - 1) + [3]
+    assert run.stats.evaluations == sum(batches)

@@ -71,13 +71,6 @@ NEW = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NEW)
-def test_a_prompt_pair(name):
-    method, other = W2SD(weak=Prompt("a cat")), {"prompt": "a cat"}
-    agrees(name, VARIANTS[name].build(), method, weak=Role(prompt=other))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*NEW, "dit"} - {"wan-2.2"}))
 def test_a_checkpoint_pair(name):
     other = VARIANTS[name].network(VARIANTS[name].build(1))
@@ -245,6 +238,103 @@ def test_qwen_images_norm_needs_both_halves_at_scale_zero():
         strong=Role(guidance=5.5),
         weak=Role(guidance=0.0),
     )
+
+
+# What `encode_prompt` returns, by the names of the call's arguments.
+_WORDS = ("prompt_embeds", "negative_prompt_embeds")
+_POOLED = (*_WORDS, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+_MASKED = (
+    *("prompt_embeds", "prompt_attention_mask"),
+    *("negative_prompt_embeds", "negative_prompt_attention_mask"),
+)
+ENCODED = {
+    **dict.fromkeys(("sd", "cogvideox", "wan-2.1"), _WORDS),
+    **dict.fromkeys(("sdxl", "sd3"), _POOLED),
+    **dict.fromkeys(("pixart", "sana", "ltx"), _MASKED),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("words", [{"prompt": "a cat"}, {"negative_prompt": "ugly"}], ids=repr)
+def test_words_of_a_role_replace_half_of_what_a_call_gives_as_embeddings(name, words):
+    """PixArt, Sana and CogVideoX take no text beside negative embeddings from a caller."""
+    variant = VARIANTS[name]
+    pipe, encoded = variant.build(), []
+    encode = pipe.encode_prompt
+
+    def keep(*args, **kwargs):
+        encoded.append(encode(*args, **kwargs))
+        return encoded[-1]
+
+    pipe.encode_prompt = keep
+    stock = variant.latents(pipe)
+    del pipe.encode_prompt
+    embeddings = dict(zip(ENCODED[name], encoded[0], strict=True))
+    call = {"prompt": None, "negative_prompt": None, **embeddings}
+    assert torch.equal(variant.latents(pipe, **call), stock)
+    found, _ = driven(name, pipe, Plain(base=role_of(words)), **call)
+    assert torch.equal(found, variant.latents(pipe, **words))
+    assert not torch.allclose(found, stock, rtol=0.01)
+    assert "check_inputs" not in vars(pipe)
+
+
+def role_of(words):
+    return Prompt(words.get("prompt"), negative=words.get("negative_prompt"))
+
+
+def test_a_call_is_checked_as_ever_where_a_roles_words_are_beside_embeddings():
+    pipe = VARIANTS["pixart"].build()
+    embeddings = {"negative_prompt_embeds": torch.zeros(1, 48, 32)}
+    with pytest.raises(ValueError, match="divisible by 8"):
+        driven("pixart", pipe, Plain(base=Prompt("a cat")), **embeddings, height=17)
+    with pytest.raises(ValueError, match="negative_prompt_embeds"):
+        driven("pixart", pipe, Plain(), **embeddings)
+
+
+LONG, SHORT = ["a cat", "a red circle on a hill"], ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("words", [LONG, SHORT], ids=["masked", "not masked"])
+@pytest.mark.parametrize("called", [LONG, SHORT], ids=["call masked", "call not masked"])
+@pytest.mark.parametrize("which", ["prompt", "negative_prompt"])
+def test_qwen_images_mask_is_bound_with_the_words(which, called, words):
+    """Words of one length have no mask (None), those of several have one."""
+    name, other = "qwen-image", {"prompt": "negative_prompt", "negative_prompt": "prompt"}[which]
+    pipe, column = VARIANTS[name].build(), [f"{text}!" for text in words]
+    call = VARIANTS[name].call(steps=STEPS, **{which: called, other: SHORT})
+    del call["generator"]
+    role = Prompt("@other") if which == "prompt" else Prompt(negative="@other")
+    with attach(pipe, Plain(base=role), columns={"other": column}):
+        found = VARIANTS[name].latents(pipe, **call, generator=seeded())
+    expected = VARIANTS[name].latents(pipe, **{**call, which: column}, generator=seeded())
+    assert torch.equal(found, expected)
+    with attach(pipe, W2SD(weak=role), columns={"other": column}):
+        found = VARIANTS[name].latents(pipe, **call, generator=seeded())
+    replayed = {**call, "generator": seeded()}
+    expected = replay(pipe, name, replayed, weak=Role(prompt={which: column}))
+    size = max(1.0, float(expected.abs().max()))
+    assert float((found - expected).abs().max()) <= 1e-5 * size
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def test_negative_words_of_a_role_switch_true_guidance_on_and_its_scale_is_known():
+    """FLUX and Qwen-Image guide only if there are negative words: those of the role count."""
+    for name in ("flux-true-cfg", "qwen-image"):
+        pipe, call = VARIANTS[name].build(), VARIANTS[name].call(steps=STEPS)
+        negative = call.pop("negative_prompt")
+        del call["generator"]
+        with attach(pipe, W2SD(weak=Prompt(negative=negative) | Guidance(0.0))) as run:
+            pipe(**call, generator=seeded())
+        rescaled = name == "qwen-image"
+        assert run.stats.evaluations == STEPS + (STEPS - 1) * (1 + 1 + rescaled)
+        with attach(pipe, Plain(base=Prompt(negative=negative) | Guidance(2.0))) as run:
+            found = VARIANTS[name].latents(pipe, **call, generator=seeded())
+        guided = {**call, "negative_prompt": negative, **VARIANTS[name].at_scale(2.0)}
+        expected = VARIANTS[name].latents(pipe, **guided, generator=seeded())
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_ltx_rescales():

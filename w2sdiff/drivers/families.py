@@ -33,8 +33,9 @@ class Family:
         scale: (pipe, local variables of its `__call__`, the timestep among them being the one that
             the network is told) -> the scale it mixes with at this step, as in u + scale (c - u);
             None while it runs without an unconditional half.
-        rescale: the same, for the strength of a rescaling by the conditional prediction; 0 where
-            there is none.
+        rescale: the same, for the strength of what else it makes of the conditional prediction,
+            which has to stay what it is: a rescaling, another guidance that measures from it; 0
+            where there is nothing.
         doubled: the latents that go through `scheduler.step` hold both branches while guidance is
             on, as DiT's do.
         axes: arguments of the network that are not batched on their first axis with one entry per
@@ -152,9 +153,22 @@ def _kept_for_pag(pipe: Any, frame: Frame) -> float:
     return 1.0 if pipe.do_perturbed_attention_guidance else _guidance_rescale(pipe, frame)
 
 
+def _skips_layers(pipe: Any, frame: Frame) -> float:
+    """Skip-layer guidance adds a multiple of c - (c without some layers) at the steps of its span.
+
+    The same comparisons as in the loop (diffusers 0.38 to 0.42). Pipelines from an image have none.
+    """
+    del pipe
+    if frame.get("skip_guidance_layers") is None:
+        return 0.0
+    i, n = frame["i"], frame["num_inference_steps"]
+    start, stop = frame["skip_layer_guidance_start"], frame["skip_layer_guidance_stop"]
+    return 1.0 if n * start < i < n * stop else 0.0
+
+
 STABLE_DIFFUSION = Family("uc", from_pipe, _guidance_rescale, name="Stable Diffusion")
 STABLE_DIFFUSION_XL = replace(STABLE_DIFFUSION, name="Stable Diffusion XL")
-STABLE_DIFFUSION_3 = Family("uc", from_pipe, name="Stable Diffusion 3")
+STABLE_DIFFUSION_3 = Family("uc", from_pipe, _skips_layers, name="Stable Diffusion 3")
 PIXART = Family("uc", from_frame, name="PixArt", lora=False)
 FLUX = Family("two", _true_cfg, name="FLUX.1", embedded=True)
 HUNYUAN_DIT = Family(

@@ -29,7 +29,9 @@ def stacked(sample: Any) -> torch.Tensor:
     return torch.stack(list(sample)) if isinstance(sample, list | tuple) else sample
 
 
-def half(value: Any, index: int, batch: int, *, lists: bool = False, parts: int = 2) -> Any:
+def half(
+    value: Any, index: int, batch: int, *, lists: bool = False, parts: int = 2, taken: int = 1
+) -> Any:
     """One branch of each batched value in nested arguments (ControlNet residuals, masks, ...).
 
     Args:
@@ -38,16 +40,18 @@ def half(value: Any, index: int, batch: int, *, lists: bool = False, parts: int 
         batch: 2 B. A tensor with that many entries on its first axis is batched, others are not.
         lists: the sample is a list of items, and so is every list of that length.
         parts: what the batch consists of; 3 with a perturbed branch beside the two.
+        taken: how many of them, from `index` on.
     """
     if torch.is_tensor(value):
-        return value.chunk(parts)[index] if value.dim() > 0 and value.shape[0] == batch else value
-    again = partial(half, index=index, batch=batch, lists=lists, parts=parts)
+        batched = value.dim() > 0 and value.shape[0] == batch
+        return _along(value, 0, index, parts, taken) if batched else value
+    again = partial(half, index=index, batch=batch, lists=lists, parts=parts, taken=taken)
     if isinstance(value, dict):
         return {key: again(item) for key, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         if lists and len(value) == batch:
             size = batch // parts
-            return value[index * size : (index + 1) * size]
+            return value[index * size : (index + taken) * size]
         return type(value)(again(item) for item in value)
     return value
 
@@ -60,24 +64,26 @@ def half_of_call(
     axes: Axes,
     *,
     parts: int = 2,
+    taken: int = 1,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`half` of all arguments of a call; those in `axes` are split there, or not at all (None)."""
     lists = isinstance(sample, list | tuple)
-    part = partial(half, index=index, batch=count(sample), lists=lists, parts=parts)
+    part = partial(half, index=index, batch=count(sample), lists=lists, parts=parts, taken=taken)
     named = {
-        name: _along(value, axes[name], index, parts) if name in axes else part(value)
+        name: _along(value, axes[name], index, parts, taken) if name in axes else part(value)
         for name, value in kwargs.items()
     }
     return tuple(map(part, args)), named
 
 
-def _along(value: Any, axis: int | None, index: int, parts: int) -> Any:
+def _along(value: Any, axis: int | None, index: int, parts: int, taken: int) -> Any:
     if axis is None:
         return value
     if torch.is_tensor(value):
-        return value.chunk(parts, dim=axis)[index]
+        size = value.shape[axis] // parts
+        return value.narrow(axis, index * size, taken * size)
     if isinstance(value, list | tuple):
-        return type(value)(_along(item, axis, index, parts) for item in value)
+        return type(value)(_along(item, axis, index, parts, taken) for item in value)
     return value
 
 

@@ -1,10 +1,20 @@
-"""Perturbed-attention guidance: the attention processors that its pipelines exchange."""
+"""Perturbed-attention guidance: the attention processors that its pipelines exchange.
+
+A perturbed layer takes the batch apart: in thirds [unconditional, conditional, perturbed] while
+classifier-free guidance is on as well, in halves [conditional, perturbed] while it is not. There is
+a processor for either in `_pag_attn_processors` (diffusers 0.38 to 0.42).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from w2sdiff.edits.base import Context
 
 
 @contextmanager
@@ -24,3 +34,21 @@ def processors_kept(pipe: Any, denoisers: Sequence[str]) -> Iterator[None]:
     finally:
         for network, processors in zip(networks, before, strict=True):
             network.set_attn_processor(processors)
+
+
+@contextmanager
+def in_halves(network: nn.Module, context: Context) -> Iterator[None]:
+    """Let the perturbed layers of a network take its batch for [conditional, perturbed]."""
+    thirds, halves = context.pipe._pag_attn_processors
+    # The pipeline chooses its layers before the loop, and to walk a large network takes a while.
+    layers: list[Any] = context.remember_in_call(
+        ("perturbed layers", id(network)),
+        lambda: [part for part in network.modules() if getattr(part, "processor", None) is thirds],
+    )
+    for layer in layers:
+        layer.processor = halves
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.processor = thirds

@@ -9,7 +9,7 @@ speaks. ControlNet, added conditions and masks are covered by that.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -80,21 +80,22 @@ class Words:
             raise LoopReached(self._read(frame))
         self._entry = self._read(frame) if self._prompts else {}
         for role, probed in self._probed.items():
+            # A variable may be set with one kind of words alone: the ids of FLUX's negative ones.
             self._changed[role] = {
                 name: value
                 for name, value in probed.items()
-                if name in self._entry and not _same(value, self._entry[name])
+                if name not in self._entry or not _same(value, self._entry[name])
             }
 
     def step_begins(self, frame: Frame) -> None:
         """Keep the loop's own values of what any role changes; callbacks may have replaced them."""
         names = {name for changed in self._changed.values() for name in changed}
-        self._called = {name: frame[name] for name in names}
+        self._called = {name: frame[name] for name in names if name in self._entry}
         for name, value in self._called.items():
-            if torch.is_tensor(value) and value.shape != self._entry[name].shape:
+            before, after = _shape(self._entry[name]), _shape(value)
+            if before != after:
                 raise UnsupportedError(
-                    f"A callback changed the shape of {name!r} "
-                    f"from {tuple(self._entry[name].shape)} to {tuple(value.shape)} "
+                    f"A callback changed the shape of {name!r} from {before} to {after} "
                     "while a role has its own prompt; use one or the other."
                 )
 
@@ -179,6 +180,8 @@ def _untouched(pipe: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             pipe.__dict__["_progress_bar_config"] = {"disable": True}
+            if _mixes_text_and_embeddings(arguments) and hasattr(pipe, "check_inputs"):
+                pipe.__dict__["check_inputs"] = _checked_without_negative(pipe.check_inputs)
             yield
     finally:
         for generator, state in states:
@@ -188,7 +191,41 @@ def _untouched(pipe: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
             owner.update(before)
 
 
+def _mixes_text_and_embeddings(arguments: Mapping[str, Any]) -> bool:
+    """A role's text beside the call's negative embeddings."""
+    given = [name for name, value in arguments.items() if value is not None]
+    embeddings = any(name.startswith("negative_") and "embeds" in name for name in given)
+    return embeddings and "prompt" in given
+
+
+def _checked_without_negative(check: Callable[..., Any]) -> Callable[..., Any]:
+    """`check_inputs`, shown no negative words.
+
+    PixArt, Sana and CogVideoX refuse negative embeddings beside a text (diffusers 0.38 to 0.42),
+    although they encode the one and take the others. The call itself is checked whole.
+    """
+    signature = inspect.signature(check)
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        hidden = {name: None for name in bound.arguments if name.startswith("negative_")}
+        bound.arguments.update(hidden)
+        return check(*bound.args, **bound.kwargs)
+
+    return checked
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if torch.is_tensor(value) else None
+
+
 def _same(a: Any, b: Any) -> bool:
+    """Whether two runs of the preamble made the same of a variable.
+
+    Objects other than tensors, numbers and texts are: the preamble makes them of the same parts.
+    """
+    if a is None or b is None:  # a mask that is not needed for one prompt, and is for the other
+        return a is b
     if torch.is_tensor(a) and torch.is_tensor(b):
         return a.shape == b.shape and bool(torch.equal(a, b))
     if isinstance(a, dict) and isinstance(b, dict):

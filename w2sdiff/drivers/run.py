@@ -257,8 +257,10 @@ class Run:
     def _read_scale(self) -> None:
         if self._family is None:
             return
-        # The scale of some depends on the timestep that the network is told (Wan 2.2).
-        pipe, frame = self.context.pipe, {**self._frame, self._woven.timestep: self.t}
+        # The scale of some depends on the timestep that the network is told (Wan 2.2), and whether
+        # there is guidance on the words (FLUX: on there being negative ones).
+        told = {**self.inputs, self._woven.timestep: self.t}
+        pipe, frame = self.context.pipe, {**self._frame, **told}
         self.context.guidance_scale = self._family.scale(pipe, frame)
         self.context.rescales = self._family.rescale(pipe, frame) > 0
 

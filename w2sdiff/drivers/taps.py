@@ -20,6 +20,7 @@ import torch
 
 from w2sdiff.drivers.caches import takes_both_branches
 from w2sdiff.drivers.halves import Axes, count, half_of_call, stacked, tensor_of, with_tensor
+from w2sdiff.drivers.pag import in_halves
 from w2sdiff.edits.base import BOTH, COND, UNCOND, Context, Edit, Halves, Inputs, Request
 from w2sdiff.errors import InputError, UnsupportedError
 
@@ -145,6 +146,7 @@ class Branches:
         self._when = when
         self._asked_with: dict[str, Inputs] = {}  # two-call layout: what each branch was given
         self._first: Any = None  # two-call layout: the conditional half, once it has been seen
+        self._kept = True  # one-call layout: the pipeline was given the conditional half as it is
         self.asked = 0  # calls the pipeline made
         self.evaluations = 0  # branches computed
         self.saved = 0  # branches asked for and not computed
@@ -175,9 +177,12 @@ class Branches:
             self._context.request = Request(*self._when, self._asked_with.get)
             return self._two_calls(run, sample, needs, mapping)
         if self._perturbed and branches == 3:
-            return self._perturbed_call(run, needs, mapping)
+            alone = needs == COND and not takes_both_branches(module)
+            return self._perturbed_call(run, needs, mapping, alone=module if alone else None)
         # An extra call of another size (SD3's skip-layer guidance) is not the guided pair.
         if branches != 2:
+            if not self._kept:
+                raise _measured_from_another("skip-layer guidance", "without skip_guidance_layers")
             return run.all(branches)
         self._context.request = Request(*self._when, run.branch(self._layout))
         return self._one_call(run, needs, mapping, whole=takes_both_branches(module))
@@ -199,34 +204,39 @@ class Branches:
         if needs == BOTH or whole:
             output = run.all(2)
             parts = tensor_of(output).chunk(2)
-            c, u = self._map(
-                mapping,
-                parts[order[0]] if "c" in needs else None,
-                parts[order[1]] if "u" in needs else None,
-            )
+            c = parts[order[0]] if "c" in needs else None
+            u = parts[order[1]] if "u" in needs else None
         else:
             output = run.half(order[0] if needs == COND else order[1])
             self.saved += 1
             half = tensor_of(output)
-            halves = (half, None) if needs == COND else (None, half)
-            c, u = self._map(mapping, *halves)
+            c, u = (half, None) if needs == COND else (None, half)
+        computed = c
+        c, u = self._map(mapping, c, u)
+        self._kept = c is computed
         return with_tensor(output, torch.cat([u, c] if self._layout == "uc" else [c, u]))
 
-    def _perturbed_call(self, run: _Network, needs: Halves, mapping: list[Edit]) -> Any:
+    def _perturbed_call(
+        self, run: _Network, needs: Halves, mapping: list[Edit], *, alone: nn.Module | None
+    ) -> Any:
         """One call with the batch [u, c, p] of perturbed-attention guidance: only u is rewritten.
 
-        The pipeline adds a multiple of c - p, so c has to stay. All of it is computed: while PAG is
-        on, the network's attention takes its batch apart in thirds.
+        The pipeline adds a multiple of c - p, so c has to stay. `alone`: the network, where c and p
+        are all that is needed of it.
         """
         self._context.request = Request(*self._when, run.branch("ucp"))
-        output = run.all(3)
-        u, c, p = tensor_of(output).chunk(3)
+        if alone is None:
+            output = run.all(3)
+            u, c, p = tensor_of(output).chunk(3)
+        else:
+            with in_halves(alone, self._context):
+                output = run.half(1, parts=3, taken=2)
+            self.saved += 1
+            c, p = tensor_of(output).chunk(2)
+            u = None
         kept, u = self._map(mapping, c, u if "u" in needs else None)
         if kept is not c:
-            raise UnsupportedError(
-                "An edit gives the pipeline another conditional prediction, from which "
-                "perturbed-attention guidance measures; call the pipeline with pag_scale=0."
-            )
+            raise _measured_from_another("perturbed-attention guidance", "with pag_scale=0")
         return with_tensor(output, torch.cat([u, c, p]))
 
     def _two_calls(self, run: _Network, sample: Any, needs: Halves, mapping: list[Edit]) -> Any:
@@ -239,11 +249,12 @@ class Branches:
             if needs == UNCOND and run.returns_tuple:
                 # Nothing to compute: with c' = 0 the mix is u' (1 - s), which the second call makes
                 # equal to u.
-                # The prediction has the latents' shape, the sample perhaps more channels (Wan i2v).
+                # What the pipeline keeps of a prediction has the latents' shape; the sample may
+                # have more channels (Wan i2v) or tokens (FLUX Kontext).
                 given = stacked(sample)
                 like = self._x if given is sample else given
                 nothing = torch.zeros_like(like, dtype=given.dtype, device=given.device)
-                self._first = (nothing, None)
+                self._first = (None, None)
                 self.saved += 1
                 return with_tensor((sample,), nothing)
             output = run.all(1)
@@ -262,7 +273,7 @@ class Branches:
         if needs == COND:
             return with_tensor(output, u)
         wanted = self._map(mapping, c if needs == BOTH else None, other)
-        if wanted[0] is c:
+        if wanted[0] is c and c is not None:
             return with_tensor(output, wanted[1])
         if s == 1:
             raise UnsupportedError(
@@ -270,10 +281,17 @@ class Branches:
                 "does not count, so that no other scale can be had; give it another one "
                 "(Wan 2.2: guidance_scale_2) or leave the step out of the window."
             )
-        # The first call's answer is given already: choose u' so that u' + s (c - u') is the mix of
-        # the wanted pair.
+        # The first call's answer is given already, c or nothing: choose u' so that u' + s (c - u')
+        # is the mix of the wanted pair.
         mix = wanted[1] + s * (wanted[0] - wanted[1])
-        return with_tensor(output, (mix - s * c) / (1 - s))
+        return with_tensor(output, (mix if c is None else mix - s * c) / (1 - s))
+
+
+def _measured_from_another(guidance: str, call: str) -> UnsupportedError:
+    return UnsupportedError(
+        "An edit gives the pipeline another conditional prediction, from which "
+        f"{guidance} measures; call the pipeline {call}."
+    )
 
 
 class _Network:
@@ -310,10 +328,13 @@ class _Network:
 
         return inputs
 
-    def half(self, index: int) -> Any:
+    def half(self, index: int, *, parts: int = 2, taken: int = 1) -> Any:
         self._branches.network_calls += 1
-        self._branches.evaluations += 1
-        args, kwargs = half_of_call(self._args, self._kwargs, index, self._sample, self._axes)
+        self._branches.evaluations += taken
+        given = self._args, self._kwargs
+        args, kwargs = half_of_call(
+            *given, index, self._sample, self._axes, parts=parts, taken=taken
+        )
         return self._forward(*args, **kwargs)
 
 

@@ -73,8 +73,9 @@ class Context:
         denoisers: names of the pipeline's denoising networks ("unet", "transformer", ...).
         guidance_scale: the scale the pipeline itself mixes with at this step; None while it has no
             unconditional half; for a network with an embedded scale, None as well.
-        rescales: the pipeline rescales its guided prediction by the conditional one, which is
-            therefore needed.
+        rescales: the pipeline makes something else of the conditional prediction at this step than
+            the mix (a rescaling, perturbed-attention or skip-layer guidance); it is therefore
+            needed, as it is.
         embedded: the network takes the guidance scale as an input (`guidance`).
         tap: makes a module answer to the driver like the pipeline's own denoiser.
         columns: per-item columns of the prompt file, by name.

@@ -29,8 +29,11 @@ class Guidance(Edit):
     Args:
         scale: w, any finite number; negative values are allowed.
 
-    Cost: 1 evaluation at w = 1 and (without guidance rescale) at w = 0, otherwise 2; 1 for embedded
-    guidance.
+    Perturbed-attention and skip-layer guidance are added to the mix as before, by the pipeline: at
+    any w the prediction is u + w (c - u) + k (c - p), p without the attention or the layers.
+
+    Cost: 1 evaluation at w = 1 and (where c has no other use, such as a rescale) at w = 0,
+    otherwise 2; 1 for embedded guidance; one more for such a p.
 
     Raises:
         InputError: the scale is not a finite number.

@@ -185,6 +185,17 @@ class Method:
     def cost(self, num_inference_steps: int, guidance_scale: float = 1.0) -> int:
         """Single-branch network evaluations of a whole run, known before it starts.
 
+        Counted are the branches of classifier-free guidance that the method needs, at each of the
+        steps. What was really evaluated is in `run.stats.evaluations`, and the cost is
+
+        * a lower bound where a pipeline evaluates more than those: a third branch for perturbed-
+          attention guidance, and for skip-layer guidance in its span; the conditional half at
+          `Guidance(0.0)` if the pipeline rescales by it or measures from it (Qwen-Image, these
+          two); both halves if FasterCache wants them; a network pass more for each further stage
+          of a scheduler (Heun, PNDM's first steps);
+        * an upper bound where it does less: image to image at a strength below 1 leaves out steps,
+          and a callback or `cfg_truncation` may switch guidance off on the way.
+
         Args:
             num_inference_steps: number of denoising steps.
             guidance_scale: the pipeline's classifier-free guidance scale; at 1 or below it

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -21,7 +21,7 @@ from w2sdiff.methods import W2SD
 from w2sdiff.testing import replay
 from w2sdiff.testing.variants import Variant
 
-__all__ = ["Counted", "counting", "oracle_difference"]
+__all__ = ["Counted", "counting", "oracle_difference", "together"]
 
 
 @dataclass
@@ -68,6 +68,26 @@ def counting(pipe: Any) -> Iterator[Counted]:
 
 
 _SAMPLES = ("sample", "hidden_states", "x")
+
+
+def together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of one call for the items of two, made of the arguments of a call for each.
+
+    What is the same object in both holds for both items.
+    """
+    assert one.keys() == other.keys()
+    return {name: _together(name, one[name], other[name]) for name in one}
+
+
+def _together(name: str, a: Any, b: Any) -> Any:
+    if torch.is_tensor(a) and a is not b:
+        return torch.cat([a, b])
+    if isinstance(a, torch.Generator) or name in ("prompt", "negative_prompt"):
+        return [a, b]
+    if name == "class_labels":
+        return [*a, *b]
+    assert a is b or a == b, f"{name} holds for both"
+    return a
 
 
 def oracle_difference(

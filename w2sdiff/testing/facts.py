@@ -70,8 +70,8 @@ FAMILIES = {
     "sd3-skip-layers": replace(_SD3, third="skipped layers"),
     **{f"flux{name}": _FLUX for name in ("", "-img2img", "-inpaint", "-fill", "-kontext")},
     "flux-controlnet": replace(_FLUX, residuals=_FLUX_CONTROL),
-    "flux-true-cfg": _FLUX_TRUE_CFG,
-    "flux-kontext-true-cfg": _FLUX_TRUE_CFG,
+    **{f"flux{name}-true-cfg": _FLUX_TRUE_CFG for name in ("", "-img2img", "-inpaint", "-kontext")},
+    "flux-controlnet-true-cfg": replace(_FLUX_TRUE_CFG, residuals=_FLUX_CONTROL),
     "pixart": Family("transformer", "hidden_states", _UNET, _MASKED),
     "pixart-alpha": Family("transformer", "hidden_states", _UNET, _MASKED),
     "hunyuan-dit": Family(

@@ -278,9 +278,15 @@ class _Wrapped:
             u, c = outputs[0].chunk(3 if self.spec.third == "perturbed" else 2)[:2]
         return _cropped(c, x), _cropped(u, x)
 
+    def unguided(self, outputs: list[Tensor], x: Tensor) -> bool:
+        """The pipeline made no unconditional half: a callback switched its guidance off, say."""
+        if self.spec.layout == "cond first, two calls":
+            return len(outputs) == 1
+        return self.spec.layout == "none" or (len(outputs[0]) == len(x) and not self.spec.doubled)
+
     def combine(self, outputs: list[Tensor], guidance: float, x: Tensor) -> Tensor:
         """Classifier-free guidance by hand."""
-        if self.spec.layout == "none":
+        if self.unguided(outputs, x):
             return _cropped(outputs[0], x)
         c, u = self.halves(outputs, x)
         mixed = u + guidance * (c - u)

@@ -50,8 +50,8 @@ def unet_variants(prefix: str, family: str, stem: str, parts: Callable[..., Any]
         yield "-inpaint-9", of("Inpaint", in_channels=9), _inpaint, {}
         yield "-controlnet", of("ControlNet"), _control, {}
         yield "-controlnet-img2img", of("ControlNetImg2Img"), _control_img2img, {}
-        yield "-ip-adapter", with_adapter, _with_image, {}
-        yield "-pag", of("PAG"), _pag, {"evaluations": 3, "unguided": 3}
+        yield "-ip-adapter", with_adapter, _with_image, {"shared": ("ip_adapter_image_embeds",)}
+        yield "-pag", of("PAG"), _pag, {"evaluations": 3, "unguided": 2, "unconditional": 3}
 
     return [
         Variant(f"{prefix}{name}", family, make, call, denoiser="unet", **more)

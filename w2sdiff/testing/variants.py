@@ -38,6 +38,10 @@ class Variant:
         calls: of the network per step.
         evaluations: single-branch ones per step.
         unguided: the same at guidance scale 1; None: one less where there is guidance.
+        unconditional: the same at guidance scale 0; None: one less where there is guidance, as long
+            as the conditional prediction has no other use than in the mix.
+        prompted: it takes a prompt.
+        shared: arguments that all items of a batch have in common.
         steps: name of the argument with the number of steps.
         output: attribute of what a call returns.
         since: first diffusers release that has the class, "0.38" being the oldest supported.
@@ -54,6 +58,9 @@ class Variant:
     calls: int = 1
     evaluations: int = 2
     unguided: int | None = None
+    unconditional: int | None = None
+    prompted: bool = True
+    shared: tuple[str, ...] = ()
     steps: str = "num_inference_steps"
     output: str = "images"
     since: str = "0.38"
@@ -87,6 +94,11 @@ class Variant:
         """Arguments of a call that really runs at guidance scale `scale`, in u + scale (c - u)."""
         assert self.guidance is not None, f"{self.name} has no guidance"
         return {self.guidance: scale - self.offset, **self.constant}
+
+    def evaluations_at(self, scale: float) -> int:
+        """Single-branch evaluations per step of a role at guidance scale 0 or 1."""
+        stated = {0.0: self.unconditional, 1.0: self.unguided}[scale]
+        return stated or self.evaluations - (self.guidance is not None)
 
     def network(self, pipe: Any) -> nn.Module:
         """The denoiser of a pipeline."""

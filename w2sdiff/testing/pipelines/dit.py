@@ -38,4 +38,4 @@ def _call(seed: int) -> dict[str, Any]:
     return {"class_labels": [207], "output_type": "latent", "guidance_scale": 4.0}
 
 
-add(Variant("dit", "DiT", _dit, _call))
+add(Variant("dit", "DiT", _dit, _call, prompted=False))

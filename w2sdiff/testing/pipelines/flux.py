@@ -76,10 +76,6 @@ def _call(seed: int) -> dict[str, Any]:
     }
 
 
-def _true_cfg(seed: int) -> dict[str, Any]:
-    return {**_call(seed), "true_cfg_scale": 4.0, "negative_prompt": NEGATIVE}
-
-
 def _img2img(seed: int) -> dict[str, Any]:
     return {**_call(seed), "image": picture(seed), "strength": 0.75}
 
@@ -97,10 +93,6 @@ def _kontext(seed: int) -> dict[str, Any]:
     return {**_call(seed), "image": picture(seed), "max_area": 256, "_auto_resize": False}
 
 
-def _kontext_true_cfg(seed: int) -> dict[str, Any]:
-    return {**_kontext(seed), "true_cfg_scale": 4.0, "negative_prompt": NEGATIVE}
-
-
 def _control(seed: int) -> dict[str, Any]:
     return {**_call(seed), "control_image": picture(seed), "controlnet_conditioning_scale": 0.8}
 
@@ -110,17 +102,25 @@ def _embedded(name: str, make: Callable[[int], Any], call: Callable[[int], Any])
 
 
 def _two(name: str, make: Callable[[int], Any], call: Callable[[int], Any]) -> Variant:
-    return Variant(name, "FLUX.1", make, call, guidance="true_cfg_scale", calls=2)
+    """The same with guidance by negative words, in a second call."""
+
+    def guided(seed: int) -> dict[str, Any]:
+        return {**call(seed), "true_cfg_scale": 4.0, "negative_prompt": NEGATIVE}
+
+    return Variant(name, "FLUX.1", make, guided, guidance="true_cfg_scale", calls=2)
 
 
 add(
     _embedded("flux", _of(""), _call),
-    _two("flux-true-cfg", _of(""), _true_cfg),
+    _two("flux-true-cfg", _of(""), _call),
     _embedded("flux-img2img", _of("Img2Img"), _img2img),
     _embedded("flux-inpaint", _of("Inpaint"), _inpaint),
     # latents, the masked picture, and the mask's 2 x 2 pixels per latent, all packed by 2 x 2
     _embedded("flux-fill", _of("Fill", in_channels=48, out_channels=16), _fill),
     _embedded("flux-kontext", _of("Kontext"), _kontext),
-    _two("flux-kontext-true-cfg", _of("Kontext"), _kontext_true_cfg),
+    _two("flux-kontext-true-cfg", _of("Kontext"), _kontext),
     _embedded("flux-controlnet", _of("ControlNet"), _control),
+    _two("flux-img2img-true-cfg", _of("Img2Img"), _img2img),
+    _two("flux-inpaint-true-cfg", _of("Inpaint"), _inpaint),
+    _two("flux-controlnet-true-cfg", _of("ControlNet"), _control),
 )

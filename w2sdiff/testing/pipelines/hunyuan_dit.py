@@ -66,5 +66,5 @@ def _rescaled(seed: int) -> dict[str, Any]:
 
 add(
     Variant("hunyuan-dit", "HunyuanDiT", _hunyuan_dit, _call),
-    Variant("hunyuan-dit-rescale", "HunyuanDiT", _hunyuan_dit, _rescaled),
+    Variant("hunyuan-dit-rescale", "HunyuanDiT", _hunyuan_dit, _rescaled, unconditional=2),
 )

@@ -55,4 +55,14 @@ def _call(seed: int) -> dict[str, Any]:
     }
 
 
-add(Variant("qwen-image", "Qwen-Image", _qwen_image, _call, guidance="true_cfg_scale", calls=2))
+add(
+    Variant(
+        "qwen-image",
+        "Qwen-Image",
+        _qwen_image,
+        _call,
+        guidance="true_cfg_scale",
+        calls=2,
+        unconditional=2,
+    )
+)

@@ -91,5 +91,7 @@ add(
     Variant("sd3-img2img", _NAME, _of("Img2Img"), _img2img),
     # diffusers 0.42 takes no network of other than 16 channels here
     Variant("sd3-inpaint", _NAME, _of("Inpaint", channels=16), _inpaint),
-    Variant("sd3-skip-layers", _NAME, _of(""), _skip_layers, calls=2, evaluations=3),
+    Variant(
+        "sd3-skip-layers", _NAME, _of(""), _skip_layers, calls=2, evaluations=3, unconditional=3
+    ),
 )

@@ -41,4 +41,4 @@ def _rescaled(seed: int) -> dict[str, Any]:
 
 
 _ROWS = unet_variants("sdxl", "Stable Diffusion XL", "StableDiffusionXL", parts)
-add(*_ROWS, replace(_ROWS[0], name="sdxl-rescale", arguments=_rescaled))
+add(*_ROWS, replace(_ROWS[0], name="sdxl-rescale", arguments=_rescaled, unconditional=2))

@@ -103,5 +103,5 @@ add(
         output="frames",
         constant={"guidance_scale_2": None},  # the same as before the boundary
     ),
-    Variant("wan-i2v", "Wan", _wan_i2v, _from_image, calls=2, output="frames"),
+    Variant("wan-i2v", "Wan", _wan_i2v, _from_image, calls=2, output="frames", shared=("image",)),
 )

@@ -52,5 +52,5 @@ def _normalised(seed: int) -> dict[str, Any]:
 
 add(
     Variant("z-image", "Z-Image", _z_image, _call, offset=1.0),
-    Variant("z-image-normalised", "Z-Image", _z_image, _normalised, offset=1.0),
+    Variant("z-image-normalised", "Z-Image", _z_image, _normalised, offset=1.0, unconditional=2),
 )
