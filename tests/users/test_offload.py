@@ -9,6 +9,8 @@ import pytest
 import tiny
 import torch
 from accelerate import cpu_offload
+from diffusers.hooks import apply_group_offloading
+from restored import compare, fingerprint
 
 from w2sdiff import W2SD, Checkpoint, Guidance, Lora, Plain, attach
 
@@ -94,3 +96,81 @@ def test_a_weak_network_with_group_offloading_of_its_own():
         )
     with attach(pipe, method):
         assert torch.equal(drawn(pipe), expected)
+
+
+# --- another network is offloaded as the pipeline's own is ----------------------------------------
+
+
+def settings(network):
+    """Those of the hooks of group offloading, layer by layer."""
+    found = {}
+    for name, layer in network.named_modules():
+        registry = layer.__dict__.get("_diffusers_hook")
+        hook = registry and registry.get_hook("group_offloading")
+        if hook:
+            config = hook.config
+            found[name] = (config.onload_device, config.offload_device, config.offload_type)
+    return found
+
+
+class Alone:
+    """A network as `fingerprint` looks at the parts of a pipeline."""
+
+    def __init__(self, network):
+        self.components, self.config = {"network": network}, {}
+
+
+def apart(network):
+    return fingerprint(Alone(network))
+
+
+GROUPS = {
+    "leaves": {"offload_type": "leaf_level"},
+    "blocks": {"offload_type": "block_level", "num_blocks_per_group": 1},
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("source", ["folder", "module"])
+def test_group_offloading_of_the_other_network(name, source, tmp_path):
+    pipe, other = tiny.build("sdxl"), tiny.build_denoiser("sdxl")
+    other.save_pretrained(tmp_path)
+    method = W2SD(weak=Checkpoint(other if source == "module" else tmp_path))
+    with attach(pipe, method):
+        expected = drawn(pipe)
+    before = apart(other)
+    apply_group_offloading(pipe.unet, onload_device=CPU, offload_device=CPU, **GROUPS[name])
+    own, seen = settings(pipe.unet), []
+    assert own
+    with attach(pipe, method) as run:
+        (weak,) = method.weak.items[0].networks(run.context) if source == "folder" else [other]
+        weak.conv_in.register_forward_hook(lambda *_: seen.append(settings(weak)))
+        assert torch.equal(drawn(pipe), expected)
+        assert torch.equal(drawn(pipe), expected)
+    weak.conv_in._forward_hooks.clear()
+    assert seen
+    assert all(one == own for one in seen)
+    compare(before, apart(other))
+    assert settings(pipe.unet) == own
+
+
+ANEW = {
+    "group": ["group of leaves"],
+    "one after another": ["model", "sequential"],
+}
+
+
+@pytest.mark.parametrize("name", ANEW)
+def test_a_pipeline_that_is_set_up_anew_takes_the_other_network_along(name):
+    """Between two calls, which is when users do it."""
+    pipe, other = tiny.build("sdxl"), tiny.build_denoiser("sdxl")
+    before = apart(other)
+    with attach(pipe, W2SD(weak=Checkpoint(other))):
+        expected = drawn(pipe)
+        for how in ANEW[name]:
+            OFFLOADS[how](pipe)
+            assert torch.equal(drawn(pipe), expected)
+            assert settings(other) == settings(pipe.unet)
+            pipe.remove_all_hooks()
+            assert torch.equal(drawn(pipe), expected)
+    compare(before, apart(other))

@@ -82,6 +82,12 @@ def test_a_quantised_denoiser(name, tmp_path):
     with attach(pipe, W2SD(weak=Checkpoint(tiny.build_denoiser(FAMILY)))):
         assert torch.isfinite(tiny.latents(pipe, FAMILY, steps=3)).all()
     assert torch.equal(tiny.latents(pipe, FAMILY, steps=3), stock)
+    # And the other way round: the cheap network is the weak one.
+    exact_pipe = tiny.build(FAMILY)
+    with attach(exact_pipe, Plain(Checkpoint(pipe.transformer))):
+        assert torch.equal(tiny.latents(exact_pipe, FAMILY, steps=3), stock)
+    assert torch.equal(tiny.latents(exact_pipe, FAMILY, steps=3), exact)
+    assert torch.equal(tiny.latents(pipe, FAMILY, steps=3), stock)
 
 
 @pytest.mark.gpu

@@ -20,6 +20,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -148,18 +149,24 @@ class Patch:
                 for attn in layers[index]:
                     self._add(attn, names[id(attn)], index)
 
-    def enable(self) -> None:
+    def enable(self, *, in_this_thread: bool = False) -> None:
         """Switch on.
+
+        Args:
+            in_this_thread: calls by other threads are not noted; they may only get as far as the
+                layers when this has been switched off.
 
         Raises:
             InputError: the denoiser is compressed already.
         """
         self._check_free()
-        for module in {id(m): m for m in (self.denoiser, self.network)}.values():
-            module.__dict__[PATCH] = self
+        self.thread = get_ident() if in_this_thread else None
         self._swapped: type = type(self.denoiser)
-        # object.__setattr__: torch.compile's wrapper forwards ordinary attributes.
         self._noting: type = _noting(self._swapped)  # type: ignore[arg-type]
+        # First and last of all, so that `disable` undoes what an interrupt has left half done.
+        for module in (self.denoiser, self.network):
+            module.__dict__[PATCH] = self
+        # object.__setattr__: torch.compile's wrapper forwards ordinary attributes.
         object.__setattr__(self.denoiser, "__class__", self._noting)
         for attn, _, processor, compressor in self._layers:
             attn.__dict__["processor"] = processor
@@ -182,7 +189,7 @@ class Patch:
             attn._modules.pop(SLOT, None)
         if wrapped is self._noting:
             object.__setattr__(self.denoiser, "__class__", self._swapped)
-        for module in (self.denoiser, self.network):
+        for module in (self.network, self.denoiser):
             module.__dict__.pop(PATCH, None)
 
     def note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -234,12 +241,13 @@ def _device(attn: Any, like: torch.Tensor) -> Any:
 
 
 @cache
-def _noting(cls: type) -> Any:
+def _noting(cls: Any) -> Any:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         patch = self.__dict__.get(PATCH)
-        if patch is not None:
+        if patch is not None and patch.thread in (None, get_ident()):
             note(patch, args, kwargs)
-        return super(noting, self).__call__(*args, **kwargs)
+        # Not by super(): another thread may have switched the patch off by now.
+        return cls.__call__(self, *args, **kwargs)
 
     # Neither this call nor the note is compiled, while the network's own call is: see the top of
     # this file.

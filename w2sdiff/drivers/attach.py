@@ -14,6 +14,7 @@ from w2sdiff.drivers.run import Run
 from w2sdiff.drivers.taps import copied_as
 from w2sdiff.drivers.weave import SLOT, woven_call
 from w2sdiff.edits.base import Edit, Edits
+from w2sdiff.edits.undo import Undo
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.methods.base import Method
 
@@ -82,16 +83,24 @@ def attach(
         modular.check_edits(pipe, roles, family)
     _check_guidance(called, roles, family)
     run = Run(pipe, method, roles, woven, family, columns or {}, denoisers)
+    undo = Undo()
+
+    def detach() -> None:
+        pipe.__class__ = called
+        pipe.__dict__.pop(SLOT, None)
+
     try:
+        undo.add(detach)
+        undo.add(run.close)
         pipe.__dict__[SLOT] = run
         pipe.__class__ = _shimmed(called, owner)
         yield run
+        undo()
+    except BaseException as error:
+        undo(error)
+        raise
     finally:
-        try:
-            run.context.end()
-        finally:
-            pipe.__class__ = called
-            del pipe.__dict__[SLOT]
+        undo()  # nothing, but for an interrupt that came before the first line of another undo
 
 
 def _worn(method: Method, everywhere: Edits) -> dict[str, Edits]:

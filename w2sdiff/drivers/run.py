@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +21,9 @@ from w2sdiff.drivers.pag import processors_kept
 from w2sdiff.drivers.prompts import Words
 from w2sdiff.drivers.stats import RunStats
 from w2sdiff.drivers.taps import Branches, Taps
+from w2sdiff.drivers.turns import NETWORKS, SCHEDULERS
 from w2sdiff.edits.base import Context, Edits
+from w2sdiff.edits.undo import Undo
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.levels import Levels
 from w2sdiff.methods.base import Eval, Method, Step, Steps
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from w2sdiff.drivers.weave import Woven
+
+
+_calling = Lock()
 
 
 class Run:
@@ -62,7 +69,8 @@ class Run:
         self._woven = woven
         self._words: Words | None = None
         self._branches: Branches | None = None
-        self._leave_role: list[Callable[[], None]] = []
+        self._caller: tuple[Undo, int] | None = None  # what ends the call, and its thread
+        self._leave_role = Undo()
         self._bound: Mapping[str, Mapping[str, Any]] = {}
         self._unbound: Mapping[str, Any] = {}
         self._conversation: Steps | None = None
@@ -72,31 +80,71 @@ class Run:
 
     def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the woven `__call__`."""
-        if self._words is not None:
-            raise InputError(
-                "This pipeline is already in a call, of a callback or another thread; "
-                "let it end first, or call a second pipeline made of the same components."
-            )
-        self.stats = RunStats(notes=self._notes())
-        self._levels = None
-        self.context.begin_call(self.columns)
-        self._words = Words.of(self._roles, self.context, self._woven)
-        self._caches = RoleCaches()
-        started = time.perf_counter()
+        ended = Undo()
         try:
+            self._begin_call(ended)
             for name in self.context.denoisers:
                 self.taps.add(pipe.__dict__[name])
             with processors_kept(pipe, self.context.denoisers):
+                assert self._words is not None
                 self._words.encode(pipe, args, kwargs)
-                return self._woven.function(pipe, *args, **kwargs)
+                output = self._woven.function(pipe, *args, **kwargs)
+            ended()
+        except BaseException as error:
+            ended(error)
+            raise
         finally:
-            try:
-                self._leave()
-            finally:
-                self.taps.remove()
-                self._let_go()
-                self.context.end_call()
-                self.stats.seconds = time.perf_counter() - started
+            ended()  # see `attach`
+        return output
+
+    def _begin_call(self, ended: Undo) -> None:
+        """Start afresh; `ended` is told what is to be done at the end, the last thing first."""
+        self._take_call(ended)
+        self._take_scheduler(ended)
+        started = time.perf_counter()
+        self.stats = RunStats(notes=self._notes())
+        self._levels = None
+
+        def count_seconds() -> None:
+            self.stats.seconds = time.perf_counter() - started
+
+        for step in (count_seconds, self.context.end_call, self._let_go, self.taps.remove):
+            ended.add(step)
+        ended.add(self._leave)
+        self.context.begin_call(self.columns)
+        self._words = Words.of(self._roles, self.context, self._woven)
+        self._caches = RoleCaches()
+
+    def _take_call(self, ended: Undo) -> None:
+        """Refuse to be called twice at once."""
+        this = (ended, get_ident())
+
+        def release() -> None:
+            if self._caller is this:
+                self._caller = None
+
+        ended.add(release)
+        with _calling:
+            if self._caller is not None:
+                raise InputError(
+                    "This pipeline is already in a call, of a callback or another thread; "
+                    "let it end first, or call a second pipeline made of the same components."
+                )
+            self._caller = this
+
+    def _take_scheduler(self, ended: Undo) -> None:
+        """Wait until no other thread's pipeline steps with it: it counts the steps of one call."""
+        scheduler = getattr(self.context.pipe, "scheduler", None)
+        if scheduler is None:
+            return
+        if SCHEDULERS.is_mine(scheduler):
+            raise InputError(
+                f"This {type(scheduler).__name__} is in a call of another attached pipeline; let "
+                "that end first, or give each pipeline a scheduler of its own: "
+                "pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)."
+            )
+        ended.add(partial(SCHEDULERS.give_back, [scheduler]))
+        SCHEDULERS.take([scheduler])
 
     def _let_go(self) -> None:
         """Keep no tensor of a call that is over."""
@@ -226,13 +274,19 @@ class Run:
         self.inputs = {**self._words.inputs(request.role), **bound}
         if self._needs_scale or (self._family is not None and self._family.doubled):
             self._read_scale()
-        for edit in edits:
-            undo = edit.enter(self.context)
-            if undo is not None:
-                self._leave_role.append(undo)
+        self._enter(edits)
         self.context.request = None
         when = (self._index, self._num_steps, request.at, self.levels)
         self._branches = Branches(edits, self.context, self._family, request.x, when)
+
+    def _enter(self, edits: Edits) -> None:
+        """Put the edits of a role on, when no other thread uses what they change."""
+        networks = [self.context.pipe.__dict__[name] for name in self.context.denoisers]
+        networks += [module for edit in edits for module in edit.networks(self.context)]
+        self._leave_role.add(partial(NETWORKS.give_back, networks))
+        NETWORKS.take(networks)
+        for edit in edits:
+            self._leave_role.add(edit.enter(self.context))
 
     def _bind(self, frame: Frame) -> None:
         """Loop variables that edits of a role change, and what they are as called."""
@@ -269,7 +323,8 @@ class Run:
     ) -> Any:
         """Every call of a tapped network comes here."""
         if self._branches is None:  # outside a request: not ours
-            return forward(*args, **kwargs)
+            with NETWORKS.turn(module):
+                return forward(*args, **kwargs)
         branches = self._branches
         before = branches.evaluations, branches.network_calls, branches.saved
         with self._caches.of(module, self._speaker):
@@ -322,8 +377,15 @@ class Run:
         return result
 
     def _leave(self) -> None:
-        while self._leave_role:
-            self._leave_role.pop()()
+        self._leave_role()
+
+    def close(self) -> None:
+        """The `attach` ends; if an interrupt has come into the end of a call, so does that."""
+        undo = Undo()
+        undo.add(self.context.end)
+        if self._caller is not None and self._caller[1] == get_ident():
+            undo.add(self._caller[0])
+        undo()
 
 
 class _Provisional(tuple):  # type: ignore[type-arg]

@@ -14,6 +14,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from functools import cache
+from threading import RLock, get_ident
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,7 @@ import torch
 from w2sdiff.drivers.caches import takes_both_branches
 from w2sdiff.drivers.halves import Axes, count, half_of_call, stacked, tensor_of, with_tensor
 from w2sdiff.drivers.pag import in_halves
+from w2sdiff.drivers.turns import NETWORKS, wait_for_calls
 from w2sdiff.edits.base import BOTH, COND, UNCOND, Context, Edit, Halves, Inputs, Request
 from w2sdiff.errors import InputError, UnsupportedError
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from w2sdiff.levels import Levels
 
 SLOT = "_w2sdiff_tap"
+_tapping = RLock()
 
 When = tuple[int, int, int, Callable[[], "Levels"]]
 """Number of the step, how many there are, the level of x, and the levels: see `Request`."""
@@ -41,45 +45,67 @@ class Taps:
 
     Between two calls they are stock modules: whatever asks for their exact class then
     (`from_pipe` does), copies or saves them, finds what it knows.
+
+    Several pipelines may tap one module at the same time, each from a thread of its own. A thread
+    whose pipeline is not attached goes through the tap as well: it gets the stock network, when no
+    role of another thread has changed it.
     """
 
     def __init__(self, call: Callable[..., Any]) -> None:
         """`call(forward, module, args, kwargs)` answers for every tapped module."""
         self._call = call
-        self._modules: list[nn.Module] = []
+        self._tapped: list[tuple[nn.Module, int]] = []  # with the thread
 
     def add(self, module: nn.Module) -> None:
-        """Tap a module until `remove`; tapping it twice is once."""
-        if SLOT in module.__dict__:
-            if module.__dict__[SLOT] != self._call:
+        """Tap a module for this thread until `remove`; tapping it twice is once."""
+        if any(module is known for known, _ in self._tapped):
+            return
+        thread = get_ident()
+        with _tapping:
+            calls: dict[int, Any] | None = module.__dict__.get(SLOT)
+            if calls is not None and thread in calls:
                 raise InputError(
                     f"This {type(module).__name__} is in a call of another attached pipeline; "
                     "let that end first, or give each pipeline a network of its own."
                 )
-            return
-        module.__dict__[SLOT] = self._call
-        # object.__setattr__: torch.compile's wrapper forwards ordinary attributes to the module
-        # inside.
-        called: type = type(module)
-        object.__setattr__(module, "__class__", _tapped(called))
-        self._modules.append(module)
+            self._tapped.append((module, thread))
+            if calls is not None:
+                calls[thread] = self._call
+                return
+            module.__dict__[SLOT] = {thread: self._call}
+            # object.__setattr__: torch.compile's wrapper forwards ordinary attributes to the module
+            # inside.
+            called: type = type(module)
+            object.__setattr__(module, "__class__", _tapped(called))
+        wait_for_calls(module)  # those that came before the tap know nothing of turns
 
     def remove(self) -> None:
-        """Give every module its class back."""
-        for module in self._modules:
-            tapped: Any = type(module)
-            object.__setattr__(module, "__class__", tapped.w2sdiff_untapped)
-            del module.__dict__[SLOT]
-        self._modules.clear()
+        """Let go of every module; one that nobody else has tapped gets its class back."""
+        while self._tapped:
+            module, thread = self._tapped[-1]
+            with _tapping:
+                calls: dict[int, Any] = module.__dict__.get(SLOT, {})
+                calls.pop(thread, None)
+                if not calls:
+                    tapped: Any = type(module)
+                    called = getattr(tapped, "w2sdiff_untapped", tapped)
+                    object.__setattr__(module, "__class__", called)
+                    module.__dict__.pop(SLOT, None)
+            self._tapped.pop()
 
 
 @cache
-def _tapped(cls: type) -> Any:
+def _tapped(cls: Any) -> Any:
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        return self.__dict__[SLOT](super(tapped, self).__call__, self, args, kwargs)
+        # Not by super(): another thread may give the module its class back at any moment.
+        forward = MethodType(cls.__call__, self)
+        call = self.__dict__.get(SLOT, {}).get(get_ident())
+        if call is not None:
+            return call(forward, self, args, kwargs)
+        with NETWORKS.turn(self):
+            return forward(*args, **kwargs)
 
-    tapped = subclass(cls, SLOT, {"__call__": __call__})
-    return tapped
+    return subclass(cls, SLOT, {"__call__": __call__})
 
 
 def subclass(cls: Any, slot: str, own: dict[str, Any]) -> Any:
@@ -163,7 +189,8 @@ class Branches:
         self.asked += 1
         has_scale = torch.is_tensor(kwargs.get("guidance"))
         self._context.embedded = self._context.guidance_scale is None and has_scale
-        for edit in self._edits:
+        # The first edit is the one next to the network: a Checkpoint sees what it is really given.
+        for edit in reversed(self._edits):
             kwargs = edit.inputs(kwargs, self._context)
         sample = args[0] if args else kwargs[_first_parameter(module)]
         branches = count(sample) / self._batch

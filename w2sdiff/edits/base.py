@@ -1,8 +1,10 @@
 """What a role changes about the network: the `Edit` contract, and `Edits`, several at once.
 
-An edit is a frozen value with at most four hooks, all optional:
+An edit is a frozen value with a few hooks, all optional:
 
-* `enter(context)` switches something on the pipeline and returns what undoes it exactly;
+* `enter(context)` switches something on the pipeline and returns what undoes it exactly: all of it
+  or none, also where an exception or Ctrl-C comes in between (see `undo`);
+* `networks(context)` names the networks, beside the pipeline's own, that this touches;
 * `variables(loop, context)` binds other values to variables that the pipeline's loop reads;
 * `inputs(kwargs, context)` replaces keyword arguments of the network;
 * `halves(c, u, context)` says what the pipeline's own guidance mix will see as the conditional and
@@ -14,10 +16,11 @@ It knows nothing of drivers: everything it may look at is in the `Context` that 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from w2sdiff.edits.undo import Undo
 from w2sdiff.errors import InputError
 from w2sdiff.registry import Registry
 
@@ -94,7 +97,7 @@ class Context:
     request: Request | None = None
     _attached: dict[Hashable, Any] = field(default_factory=dict)
     _in_call: dict[Hashable, Any] = field(default_factory=dict)
-    _at_end: list[Callable[[], None]] = field(default_factory=list)
+    _at_end: Undo = field(default_factory=Undo)
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """Value of `make()`, made once per `attach` (a loaded checkpoint)."""
@@ -123,14 +126,15 @@ class Context:
 
     def at_end(self, undo: Callable[[], None]) -> None:
         """Call `undo` when the `attach` ends, the last one first."""
-        self._at_end.append(undo)
+        self._at_end.add(undo)
 
     def end(self) -> None:
         """Undo what lasted for the whole `attach`, and let go of everything remembered."""
-        while self._at_end:
-            self._at_end.pop()()
-        self._attached.clear()
-        self._in_call.clear()
+        try:
+            self._at_end()
+        finally:
+            self._attached.clear()
+            self._in_call.clear()
 
 
 def _once(memory: dict[Hashable, Any], key: Hashable, make: Callable[[], T]) -> T:
@@ -145,6 +149,14 @@ class Edit:
 
     kind: ClassVar[str]
     changes_weights: ClassVar[bool] = False
+
+    def networks(self, context: Context) -> Iterable[torch.nn.Module]:
+        """Modules beside the pipeline's denoisers that `enter` changes or brings in.
+
+        Pipelines of other threads that share one wait until the role has spoken.
+        """
+        del context
+        return ()
 
     def enter(self, context: Context) -> Callable[[], None] | None:
         """Switch the pipeline to this edit; return what undoes it."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2sdiff.edits.base import EDITS, Context, Edit
+from w2sdiff.edits.given_to import check_takes
+from w2sdiff.edits.hub import is_hub_id, snapshot, variant_of, weights_in
+from w2sdiff.edits.placement import Placement, inner, make_room
+from w2sdiff.edits.undo import Undo, Value, undone_by
 from w2sdiff.errors import InputError, UnsupportedError
-from w2sdiff.jobs import weights_sha256
+from w2sdiff.jobs import digest, file_sha256, weights_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +29,14 @@ SAME = (
     "caption_channels",
     "joint_attention_dim",
     "patch_size",
+    # What a UNet adds to its timestep: sizes and pooled words (SDXL), labels. One that lacks it
+    # would pass over it without a word.
+    "addition_embed_type",
+    "class_embed_type",
+    "projection_class_embeddings_input_dim",
 )
 _WEIGHTS = "diffusion_pytorch_model*.safetensors"  # an adapter may lie beside them
+Others = dict[str, tuple[Placement, "nn.Module"]]
 
 
 @EDITS.register
@@ -40,16 +49,19 @@ class Checkpoint(Edit):
 
     Args:
         source: folder of a denoiser (config.json and safetensors) or of a whole pipeline, one
-            .safetensors file with the denoiser's own keys, a hub id ("owner/name", downloaded by
-            the hub's rules), or a module in memory. Of a pipeline with two denoisers (Wan 2.2) a
-            pipeline's folder replaces those it has, and a single network both.
+            .safetensors file with the denoiser's own keys, a hub id ("owner/name"), or a module in
+            memory. A hub model is looked for in the hub's local cache, once per process; only what
+            is not there is downloaded, the denoiser alone. Of a pipeline with two denoisers (Wan
+            2.2) a pipeline's folder replaces those it has, and a single network both.
         sha256: expected hash of the weights, checked on loading; None: not checked.
 
     Cost: no evaluation; the memory of a second denoiser.
 
     Raises:
         InputError: no such folder, no safetensors in it, or another hash than `sha256`.
-        UnsupportedError: while running, if the network's architecture does not fit the pipeline's.
+        UnsupportedError: while running, if the network's architecture does not fit the pipeline's,
+            or it cannot take what the pipeline gives its own: a picture by IP-Adapter, residuals of
+            a ControlNet, a guidance scale.
 
     Example:
         >>> import w2sdiff.shapes
@@ -63,7 +75,7 @@ class Checkpoint(Edit):
 
     def __post_init__(self) -> None:
         """Refuse a path that is not there before anything runs."""
-        if isinstance(self.source, str | Path) and not _is_hub_id(self.source):
+        if isinstance(self.source, str | Path) and not is_hub_id(self.source):
             weights_sha256(Path(self.source))
 
     def __eq__(self, other: object) -> bool:
@@ -71,10 +83,10 @@ class Checkpoint(Edit):
             return NotImplemented
         if self.source is other.source:
             return True
-        return self._named and other._named and self._hash() == other._hash()
+        return self._named and other._named and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash(self._hash() if self._named else id(self.source))
+        return hash(self._identity() if self._named else id(self.source))
 
     @classmethod
     def from_text(cls, argument: str | None, value: str) -> Checkpoint:
@@ -96,62 +108,81 @@ class Checkpoint(Edit):
             )
         return {"edit": self.kind, "path": str(self.source), "sha256": self._hash()}
 
+    def networks(self, context: Context) -> list[nn.Module]:
+        """The other network, or networks."""
+        return [other for _, other in self._others(context).values()]
+
     def enter(self, context: Context) -> Callable[[], None]:
         """Put the network in the denoiser's place; the returned function puts the old one back."""
-        # Again for another dtype: `from_pipe` without one casts the networks it shares.
-        dtypes = (context.pipe.__dict__[name].dtype for name in context.denoisers)
-        key = ("checkpoint", self, *dtypes)
-        others: dict[str, nn.Module] = context.remember(key, lambda: self._load_all(context))
-        for other in others.values():
-            context.tap(other)
+        others, own = self._others(context), _as_called(context)
+        # Once per call: the pipeline may be moved, or offloaded, between two of them.
+        key = (*self._key(context), "placed")
+        perturbed = context.remember_in_call(key, lambda: _placed(context.pipe, own, others))
         # The pipeline's own __setattr__ would rewrite its config: the instance's dictionary is the
         # quiet way in.
-        state = context.pipe.__dict__
-        called = {name: state[name] for name in others}
-        offloaded = _make_room(context.pipe, called, others)
-        pairs = [(called[name], other) for name, other in others.items()]
-        perturbed = context.remember_in_call((*key, "perturbed"), lambda: _perturbed(pairs))
-        own = [(layer, layer["processor"]) for layer, _ in perturbed]
-        for layer, processor in perturbed:
-            layer["processor"] = processor
-        state.update(others)
+        instead = [(context.pipe.__dict__, name, other) for name, (_, other) in others.items()]
 
-        def leave() -> None:
-            state.update(called)
-            for layer, processor in own:
-                layer["processor"] = processor
-            for other in offloaded:
-                other.to("cpu")
+        def change(undo: Undo) -> None:
+            for name, (_, other) in others.items():
+                context.tap(other)
+                make_room(context.pipe, own[name], other, undo)
+            undo.assign([*perturbed, *instead])
 
-        return leave
+        return undone_by(change)
+
+    def inputs(self, kwargs: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Refuse what the network was not made to take."""
+        networks = _as_called(context)
+        for name, (_, other) in self._others(context).items():
+            check_takes(inner(other), inner(networks[name]), kwargs, _called(self.source))
+        return kwargs
 
     @property
     def _named(self) -> bool:
         return isinstance(self.source, str | Path)
 
-    def _hash(self) -> str:
-        if _is_hub_id(self.source):
-            return weights_sha256(_from_hub(str(self.source), None))
-        return weights_sha256(Path(self.source))  # type: ignore[arg-type]
+    def _identity(self) -> str:
+        """What two of them are compared by: what the weights are, or the hub's name for them."""
+        return str(self.source) if is_hub_id(self.source) else self._hash()
 
-    def _load_all(self, context: Context) -> dict[str, nn.Module]:
+    def _hash(self) -> str:
+        if not is_hub_id(self.source):
+            return weights_sha256(Path(self.source))  # type: ignore[arg-type]
+        folder = snapshot(str(self.source))
+        files = weights_in(folder)  # beside them lies whatever else of the model has been fetched
+        return digest({file.relative_to(folder).as_posix(): file_sha256(file) for file in files})
+
+    def _key(self, context: Context) -> tuple[Any, ...]:
+        # Not by its own hash, for which weights are read. Again for another dtype: `from_pipe`
+        # without one casts the networks it shares.
+        source = str(self.source) if self._named else id(self.source)
+        dtypes = (network.dtype for network in _as_called(context).values())
+        return ("checkpoint", source, self.sha256, *dtypes)
+
+    def _others(self, context: Context) -> Others:
+        """The other networks by the names of those they stand in for, loaded once."""
+        return context.remember(self._key(context), lambda: self._load_all(context))
+
+    def _load_all(self, context: Context) -> Others:
         if self.sha256 is not None and self._named and self._hash() != self.sha256:
             raise InputError(
                 f"The weights at {self.source} are not the ones expected "
                 f"(sha256 {self.sha256[:12]}...)."
             )
-        others = {}
+        others: Others = {}
         for name in context.denoisers:
             called = context.pipe.__dict__[name]
-            other = self._load(name, _plain(called))
+            other = self._load(name, inner(called))
             if other is None:
                 continue
             _check_fits(other, called, self.source)
-            if other is self.source:
-                context.at_end(_as_found(other))
+            # A module in memory may stand in for both denoisers of a pipeline.
+            known = {id(module): placement for placement, module in others.values()}
+            placement = known.get(id(other)) or Placement(other)
+            others[name] = placement, other
+            if other is self.source and id(other) not in known:
+                context.at_end(_as_found(other, placement))
             other.train(called.training)
-            _place(context.pipe, called, other)
-            others[name] = other
         if not others:
             wanted = ", ".join(context.denoisers)
             raise InputError(
@@ -165,44 +196,20 @@ class Checkpoint(Edit):
             # A module of another dtype is copied, not cast in place: it is the user's.
             same = self.source.dtype == dtype
             return self.source if same else copy.deepcopy(self.source).to(dtype)
-        path = _from_hub(str(self.source), name) if _is_hub_id(self.source) else Path(self.source)
+        path = snapshot(str(self.source)) if is_hub_id(self.source) else Path(self.source)
         cls = getattr(type(called), "w2sdiff_untapped", type(called))
         if path.is_file():
             return _from_file(cls, called, path).to(dtype)
-        if (path / "model_index.json").is_file():
+        if (path / "model_index.json").is_file() or (path / name / "config.json").is_file():
             path = path / name
         if not (path / "config.json").is_file():
             return None
-        plain = any(not file.name.split(".")[1:-1] for file in path.glob(_WEIGHTS))
-        variant = None if plain else _variant(path)
+        variants = {variant_of(file.name) for file in path.glob(_WEIGHTS)}
+        variant = None if None in variants else min(filter(None, variants), default=None)
         module: nn.Module = cls.from_pretrained(
             path, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True
         )
         return module
-
-
-def _is_hub_id(source: object) -> bool:
-    if not isinstance(source, str) or Path(source).exists():
-        return False
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
-
-
-def _from_hub(repo: str, denoiser: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    folders = [denoiser] if denoiser else ["unet", "transformer*"]
-    files = [f"{folder}/*.{end}" for folder in folders for end in ("json", "safetensors")]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=["model_index.json", *files]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        message = f"No folder {repo!r} here, and the hub does not give it: {error}."
-        raise InputError(message.splitlines()[0]) from None
-
-
-def _variant(path: Path) -> str | None:
-    names = [file.name.split(".") for file in sorted(path.glob(_WEIGHTS))]
-    return next((".".join(name[1:-1]) for name in names), None)
 
 
 def _from_file(cls: Any, called: Any, path: Path) -> nn.Module:
@@ -219,7 +226,7 @@ def _from_file(cls: Any, called: Any, path: Path) -> nn.Module:
 
 
 def _check_fits(other: nn.Module, called: nn.Module, source: object) -> None:
-    ours, theirs = _plain(called).config, _plain(other).config
+    ours, theirs = inner(called).config, inner(other).config
     for key in SAME:
         # A patch of Wan is (1, 2, 2) as built and [1, 2, 2] as read from a config.json.
         if _listed(ours.get(key)) != _listed(theirs.get(key)):
@@ -230,6 +237,18 @@ def _check_fits(other: nn.Module, called: nn.Module, source: object) -> None:
             )
 
 
+def _as_called(context: Context) -> dict[str, Any]:
+    """The pipeline's own networks by name, those of this call.
+
+    First asked for before any role speaks, and then another one may be in their place.
+    """
+    state = context.pipe.__dict__
+    own: dict[str, Any] = context.remember_in_call(
+        "networks as called", lambda: {name: state[name] for name in context.denoisers}
+    )
+    return own
+
+
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -238,77 +257,38 @@ def _called(source: object) -> str:
     return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
-def _plain(module: Any) -> Any:
-    """The module inside `torch.compile`'s wrapper, or itself."""
-    return getattr(module, "_orig_mod", module)
+def _placed(pipe: Any, own: dict[str, Any], others: Others) -> list[Value]:
+    """Bring the networks to where the pipeline runs.
 
-
-def _place(pipe: Any, called: nn.Module, other: nn.Module) -> None:
-    """Bring `other` to where the pipeline runs, in the pipeline's own way of offloading."""
-    if _sequential(called):
-        from accelerate import cpu_offload
-
-        cpu_offload(other, pipe._execution_device)
-    elif not _offload_hooks(pipe, called):
-        other.to(pipe._execution_device)
-
-
-def _perturbed(pairs: list[tuple[Any, nn.Module]]) -> list[tuple[dict[str, Any], Any]]:
-    """Layers (their `__dict__`) of the other networks with the processors that PAG wants there.
-
-    Perturbed-attention guidance replaces processors of the pipeline's own network when the call
-    begins (diffusers 0.42); without them the third branch of another one would not be perturbed.
+    Returns:
+        The attention processors that PAG wants in them. Perturbed-attention guidance replaces those
+        of the pipeline's own network when the call begins (diffusers 0.42); without them the third
+        branch of another one would not be perturbed.
     """
+    for name, (placement, _) in others.items():
+        placement.follow(pipe, own[name])
     return [
-        (_plain(other).get_submodule(name.removesuffix(".processor")).__dict__, processor)
-        for called, other in pairs
-        for name, processor in getattr(called, "attn_processors", {}).items()
+        (_layer(other, layer).__dict__, "processor", processor)
+        for name, (_, other) in others.items()
+        for layer, processor in getattr(own[name], "attn_processors", {}).items()
         if type(processor).__name__.startswith("PAG")
     ]
 
 
-def _as_found(module: nn.Module) -> Callable[[], None]:
+def _layer(network: nn.Module, processor: str) -> nn.Module:
+    found: nn.Module = inner(network).get_submodule(processor.removesuffix(".processor"))
+    return found
+
+
+def _as_found(module: nn.Module, placement: Placement) -> Callable[[], None]:
     """What gives the user's own module back as it is now: mode, device, no hooks of ours."""
     modes = [(part, part.training) for part in module.modules()]
     home = next(module.parameters()).device
-    hooked = hasattr(module, "_hf_hook")
 
     def restore() -> None:
-        if not hooked:
-            from accelerate.hooks import remove_hook_from_submodules
-
-            remove_hook_from_submodules(module)
+        placement.end()
         module.to(home)
         for part, training in modes:
             part.training = training
 
     return restore
-
-
-def _make_room(
-    pipe: Any, called: dict[str, nn.Module], others: dict[str, nn.Module]
-) -> list[nn.Module]:
-    """Where one network at a time is on the device: send the one called away, bring the other.
-
-    The one called comes back by itself: accelerate's hook brings it when it is next run.
-    """
-    moved = []
-    for name, other in others.items():
-        hooks = _offload_hooks(pipe, called[name])
-        for hook in hooks:
-            hook.offload()
-        if hooks:
-            moved.append(other.to(pipe._execution_device))
-    return moved
-
-
-def _offload_hooks(pipe: Any, module: nn.Module) -> list[Any]:
-    hooks = getattr(pipe, "_all_hooks", [])
-    return [hook for hook in hooks if getattr(hook, "model", None) is module]
-
-
-def _sequential(module: nn.Module) -> bool:
-    """Whether accelerate offloads the module layer by layer: hooks do that by themselves."""
-    hooks = [getattr(layer, "_hf_hook", None) for layer in module.modules()]
-    parts = [part for hook in hooks for part in getattr(hook, "hooks", [hook])]
-    return any(getattr(part, "offload", False) is True for part in parts)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from w2sdiff.edits.base import EDITS, Context, Edit
+from w2sdiff.edits.undo import Undo, undone_by
 from w2sdiff.errors import InputError
 from w2sdiff.jobs import weights_sha256
 
@@ -140,20 +142,13 @@ class CompressedKV(Edit):
     def enter(self, context: Context) -> Callable[[], None]:
         """Switch the compression on; the returned function switches it off."""
         patches = [self._patch(context, name) for name in context.denoisers]
-        entered: list[Patch] = []
 
-        def leave() -> None:
-            while entered:
-                entered.pop().disable()
-
-        try:
+        def change(undo: Undo) -> None:
             for patch in patches:
-                patch.enable()
-                entered.append(patch)
-        except BaseException:
-            leave()
-            raise
-        return leave
+                undo.add(partial(_switch_off, patch))
+                patch.enable(in_this_thread=True)
+
+        return undone_by(change)
 
     def _patch(self, context: Context, name: str) -> Patch:
         denoiser = context.pipe.__dict__[name]
@@ -202,6 +197,13 @@ class CompressedKV(Edit):
 
         assert self.adapter is not None
         return weights_sha256(adapter_file(self.adapter))
+
+
+def _switch_off(patch: Patch) -> None:
+    from w2sdiff.attention.patch import patch_of
+
+    if patch_of(patch.denoiser) is patch:
+        patch.disable()
 
 
 def _pair(ratio: str) -> int | tuple[int, ...]:

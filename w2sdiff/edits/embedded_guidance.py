@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2sdiff.edits.base import EDITS, Context, Edit
 from w2sdiff.edits.guidance import embedded_scale, number
+from w2sdiff.edits.no_control import controlnets
 from w2sdiff.edits.swap import Answer, swap
 from w2sdiff.errors import InputError, UnsupportedError
 
@@ -57,10 +58,13 @@ class EmbeddedGuidance(Edit):
             )
         return cls(number(value, "embedded guidance scale"))
 
+    def networks(self, context: Context) -> list[Any]:
+        """The ControlNet."""
+        return controlnets(context.pipe)
+
     def enter(self, context: Context) -> Callable[[], None] | None:
         """Tell a guidance-distilled ControlNet the same (FLUX)."""
-        controlnet = context.pipe.__dict__.get("controlnet")
-        return None if controlnet is None else swap([controlnet], _telling(self.scale))
+        return swap(controlnets(context.pipe), _telling(self.scale), in_this_thread=True)
 
     def inputs(self, kwargs: dict[str, Any], context: Context) -> dict[str, Any]:
         """Rewrite the scale, in the form in which the network takes it."""

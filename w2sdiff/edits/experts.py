@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from w2sdiff.edits.base import EDITS, Context, Edit
 from w2sdiff.edits.swap import Answer, swap
+from w2sdiff.edits.undo import Undo, undone_by
 from w2sdiff.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -85,18 +86,13 @@ class Experts(Edit):
         denoisers = [context.pipe.__dict__[name] for name in context.denoisers]
         key = ("experts", self, *map(id, denoisers))
         gates, counts = context.remember_in_call(key, lambda: self._found(denoisers))
-        called = [(state, name, state[name]) for state, name in counts]
-        choose = swap(gates, _lowest) if self.which == "bottom" else None
-        for state, name, _ in called:
-            state[name] = self.k
 
-        def leave() -> None:
-            for state, name, count in called:
-                state[name] = count
-            if choose is not None:
-                choose()
+        def change(undo: Undo) -> None:
+            undo.assign((state, name, self.k) for state, name in counts)
+            if self.which == "bottom":
+                undo.add(swap(gates, _lowest))
 
-        return leave
+        return undone_by(change)
 
     def _found(self, denoisers: list[nn.Module]) -> tuple[list[Any], list[tuple[Any, str]]]:
         """Gates, and where they and the layers around them keep k."""

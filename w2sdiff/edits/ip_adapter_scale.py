@@ -8,10 +8,8 @@ from typing import Any
 
 from w2sdiff.edits.base import EDITS, Context, Edit
 from w2sdiff.edits.scales import Scales, one_each, scales, scales_of_text
+from w2sdiff.edits.undo import Value, assigned
 from w2sdiff.errors import InputError, UnsupportedError
-
-Switch = tuple[dict[str, Any], Any, Any]
-"""(a processor's `__dict__`, its scale in the role, its scale as called)."""
 
 
 @EDITS.register
@@ -67,21 +65,13 @@ class IPAdapterScale(Edit):
                 "No IP-Adapter is loaded in the denoiser. Load it first: "
                 "pipe.load_ip_adapter(...), and call the pipeline with ip_adapter_image=..."
             )
-        switches = [self._of(processor.__dict__) for processor in owners]
-        for state, role, _ in switches:
-            state["scale"] = role
+        return assigned(self._of(processor.__dict__) for processor in owners)
 
-        def leave() -> None:
-            for state, _, called in switches:
-                state["scale"] = called
-
-        return leave
-
-    def _of(self, state: dict[str, Any]) -> Switch:
+    def _of(self, state: dict[str, Any]) -> Value:
         called = state["scale"]
         if isinstance(called, list):
-            return state, one_each(self.scale, len(called), "IP-Adapters"), called
-        return state, one_each(self.scale, 1, "IP-Adapter")[0], called  # SD3 has room for one
+            return state, "scale", one_each(self.scale, len(called), "IP-Adapters")
+        return state, "scale", one_each(self.scale, 1, "IP-Adapter")[0]  # SD3 has room for one
 
 
 def ip_adapters(denoisers: list[Any]) -> list[Any]:

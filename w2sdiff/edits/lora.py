@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from w2sdiff.edits.base import EDITS, Context, Edit
 from w2sdiff.edits.guidance import number
+from w2sdiff.edits.undo import Value, assigned
 from w2sdiff.errors import InputError, UnsupportedError
 from w2sdiff.jobs import weights_sha256
 
 if TYPE_CHECKING:
     from torch import nn
-
-# (owner, key, value in the role, value as called); owner is a layer's scaling dictionary or its
-# `__dict__`
-Switch = tuple[dict[str, Any], str, Any, Any]
 
 
 @EDITS.register
@@ -84,17 +81,11 @@ class Lora(Edit):
         """Assign the role's scalings; the returned function assigns the old ones."""
         denoisers = [context.pipe.__dict__[name] for name in context.denoisers]
         key = ("lora", self, *map(id, denoisers))
-        switches: list[Switch] = context.remember_in_call(key, lambda: self._switches(denoisers))
-        for owner, slot, role, _ in switches:
-            owner[slot] = role
+        switches: list[Value] = context.remember_in_call(key, lambda: self._switches(denoisers))
+        return assigned(switches)
 
-        def leave() -> None:
-            for owner, slot, _, called in switches:
-                owner[slot] = called
-
-        return leave
-
-    def _switches(self, denoisers: list[nn.Module]) -> list[Switch]:
+    def _switches(self, denoisers: list[nn.Module]) -> list[Value]:
+        """What of the layers differs in the role: in their scalings, and in their `__dict__`."""
         every = [layer for denoiser in denoisers for layer in lora_layers(denoiser)]
         layers = [layer for layer in every if self.name in layer.scaling]
         if not layers:
@@ -114,23 +105,22 @@ class Lora(Edit):
             )
         return [switch for layer in layers for switch in self._of_layer(layer)]
 
-    def _of_layer(self, layer: Any) -> list[Switch]:
+    def _of_layer(self, layer: Any) -> list[Value]:
         called = layer.scaling[self.name]
         # PEFT's own rule: alpha / r, or alpha / sqrt(r) for rsLoRA.
         layer.set_scale(self.name, self.scale)
         role = layer.scaling[self.name]
         layer.scaling[self.name] = called
-        switches: list[Switch] = [(layer.scaling, self.name, role, called)]
+        switches: list[Value] = [(layer.scaling, self.name, role)]
         # Switched off by the user as a whole, or not among the active ones: both are plain
         # attributes of the layer.
         state = layer.__dict__
         active = layer.active_adapters
         if layer.disable_adapters:
-            switches.append((state, "_disable_adapters", False, True))
-            switches.append((state, "_active_adapter", [self.name], state["_active_adapter"]))
+            switches.append((state, "_disable_adapters", False))
+            switches.append((state, "_active_adapter", [self.name]))
         elif self.name not in active:
-            joined = [*active, self.name]
-            switches.append((state, "_active_adapter", joined, state["_active_adapter"]))
+            switches.append((state, "_active_adapter", [*active, self.name]))
         return switches
 
 

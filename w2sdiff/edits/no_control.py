@@ -49,11 +49,15 @@ class NoControl(Edit):
             raise InputError("Write no-control=1; for a part of the control, control-scale=X.")
         return cls()
 
+    def networks(self, context: Context) -> list[Any]:
+        """The ControlNet."""
+        return controlnets(context.pipe)
+
     def enter(self, context: Context) -> Callable[[], None] | None:
         """Silence the ControlNet; the returned function lets it speak again."""
         controlnet = context.pipe.__dict__.get("controlnet")
         if controlnet is not None:
-            return swap([controlnet], _nothing)
+            return swap([controlnet], _nothing, in_this_thread=True)
         if any(_is_xs(context.pipe.__dict__[name]) for name in context.denoisers):
             return None
         raise UnsupportedError(
@@ -67,6 +71,12 @@ class NoControl(Edit):
         if "apply_control" in kwargs:
             without["apply_control"] = False
         return {**kwargs, **without}
+
+
+def controlnets(pipe: Any) -> list[Any]:
+    """The module that stands for the pipeline's ControlNets, if it has any."""
+    found = pipe.__dict__.get("controlnet")
+    return [] if found is None else [found]
 
 
 def _is_xs(denoiser: Any) -> bool:

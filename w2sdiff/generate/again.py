@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sdiff.edits import Checkpoint
+from w2sdiff.edits.hub import is_here
 from w2sdiff.errors import InputError
 from w2sdiff.generate.draw import Shot, Studio
 from w2sdiff.generate.models import Model, find_model
@@ -113,7 +114,7 @@ def _model(then: Mapping[str, Any], name: str | None) -> Model:
 def _method(data: Mapping[str, Any]) -> Method:
     for role in data.values():
         for edit in role if isinstance(role, list) else ():
-            if edit["edit"] == Checkpoint.kind and not Path(edit["path"]).exists():
+            if edit["edit"] == Checkpoint.kind and not is_here(edit["path"]):
                 raise InputError(f"the checkpoint {edit['path']} is not here")
     return from_json(data)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from w2sdiff.bench.plan.words import ArmWords, Words, read_words
 from w2sdiff.bench.results import Match
 from w2sdiff.edits import Checkpoint
+from w2sdiff.edits.hub import is_here
 from w2sdiff.errors import InputError
 from w2sdiff.generate import (
     LoraFile,
@@ -198,7 +199,7 @@ def _arm(
 
 def _refuse_hub_checkpoints(method: Method) -> None:
     for edit in (edit for edits in method.roles.values() for edit in edits or ()):
-        if isinstance(edit, Checkpoint) and not Path(str(edit.source)).exists():
+        if isinstance(edit, Checkpoint) and not is_here(edit.source):
             raise InputError(
                 f"the checkpoint {edit.source} is not here; --download fetches it from the hub"
             )
