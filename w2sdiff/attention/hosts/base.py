@@ -63,10 +63,12 @@ class Call:
     Attributes:
         planes: the grids of the image tokens, in their order.
         ratios: (height, width) ratio of every layer of the network.
+        on: whether the network is compressed now.
     """
 
     planes: tuple[Plane, ...] = ()
     ratios: tuple[Pair, ...] = ()
+    on: bool = False
 
 
 class Processor:
@@ -142,6 +144,8 @@ class Processor:
     @property
     def off(self) -> bool:
         """Whether this layer runs uncompressed in this call: the stock processor's own work."""
+        if not self.call.on:  # set back after restoring, by one who found it here before
+            return True
         if not self.call.ratios:
             raise UnsupportedError(
                 "Compressed attention learns the grid when the transformer is called; call it, not "
