@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from w2sdiff.accelerator import accelerator_of
+from w2sdiff.accelerator import accelerator_of, load_scaler, scaler_state
 from w2sdiff.core2.compact import CompactNoiseModel
 from w2sdiff.core2.data import Batch, Collected
 from w2sdiff.core2.noise_model import save_noise_model
@@ -150,6 +150,7 @@ class _Run:
             )
         self.bare.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        load_scaler(self.accelerator, state)
         self.average = {n: t.to(self.accelerator.device) for n, t in state["average"].items()}
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.curves.cut(self.step)
@@ -162,6 +163,7 @@ class _Run:
             "training": self._described(),
             "model": {n: t.cpu() for n, t in self.bare.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
+            **scaler_state(self.accelerator),
             "average": self.average,
             "step": self.step,
             "seconds": self.seconds,

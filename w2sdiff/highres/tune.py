@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from w2sdiff.accelerator import accelerator_of
+from w2sdiff.accelerator import accelerator_of, load_scaler, scaler_state
 from w2sdiff.attention import save_adapter
 from w2sdiff.curves import Curves
 from w2sdiff.errors import InputError, UnsupportedError
@@ -289,6 +289,7 @@ class _Run:
             for name, parameter in self.trained.items():
                 parameter.copy_(state["weights"][name])
         self.optimiser.load_state_dict(state["optimiser"])
+        load_scaler(self.accelerator, state)
         device = self.accelerator.device
         self.average = {name: t.to(device) for name, t in state["average"].items()}
         self.step, self.seconds = state["step"], state["seconds"]
@@ -303,6 +304,7 @@ class _Run:
             "decides": self._described(),
             "weights": {name: p.detach().cpu() for name, p in self.trained.items()},
             "optimiser": self.optimiser.state_dict(),
+            **scaler_state(self.accelerator),
             "average": self.average,
             "step": self.step,
             "seconds": self.seconds,
