@@ -66,32 +66,37 @@ def from_published(
     """Write a published PixArt-α or PixArt-Σ checkpoint as a diffusers transformer folder.
 
     Depth, width, patches and channels are read from the weights; the training resolution and the
-    interpolation of positions from the stored position embedding.
+    interpolation of positions from the stored position embedding. What weights do not tell, or tell
+    in an unknown way, is taken from a folder of the same network, if one is named (`like`).
 
     Args:
         path: the `.pth`; no code in it is run.
         folder: of the transformer, made if it is not there.
         heads: attention heads, which weights do not tell; None: heads of 72 channels, as published.
         size: pixels per side of the training; None: what the position embedding says, or 1024.
+            Eight pixels are one latent, unless `like` is a pipeline, whose VAE says how many.
         ema: take the running average of the weights.
-        like: a transformer's folder, or a pipeline's, that the checkpoint must fit: its depth,
-            width, channels, heads and positions.
+        like: a transformer's folder, or a pipeline's, whose config is taken: heads, size, positions
+            at any interpolation, micro-conditioning. The checkpoint must fit it.
         ratio: the compression ratio the checkpoint must have.
 
     Raises:
         InputError: no such file, damaged, with code in it, or not these weights; another depth,
-            width or ratio than asked for. The message has the names.
+            width, position embedding or ratio than asked for. The message has the names.
         UnsupportedError: it normalises queries and keys, which diffusers' PixArt cannot.
     """
     path, folder = Path(path), Path(folder)
     weights = read_weights(path, ema=ema)
     state, name = weights.state, path.name
     _check_depth(state, name)
-    config = _config_of(state, name, heads=heads, size=size, about=weights.about)
-    if like is not None:
-        config = _fitting(config, _config_in(transformer_folder(like)), name, Path(like))
+    sizes = _sizes_of(state, name)
+    if like is None:
+        config = _config_of(sizes, state, name, heads=heads, size=size, about=weights.about)
+    else:
+        config = _config_like(Path(like), sizes, state, name, heads=heads, size=size)
     compression = _compression_of(state, name, ratio)
-    _compare(state, _expected(config, compression), name)
+    whose = "a PixArt of its sizes" if like is None else f"the config of {like}"
+    _compare(state, _expected(config, compression), name, whose)
 
     parts = to_diffusers(state)
     ours = {key: value for key, value in parts.items() if f".{SLOT}." not in key}
@@ -153,7 +158,7 @@ def write_published(folder: str | Path, path: str | Path) -> Path:
         state |= load_file(folder / FILE)
     published = to_published(state, config["num_layers"])
     published |= _extras(folder, config, next(iter(state.values())).dtype)
-    _compare(published, _expected(config, compression), folder.name)
+    _compare(published, _expected(config, compression), folder.name, "its config")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": published, ABOUT: json.dumps({"config": config})}, path)
     return path
@@ -192,15 +197,8 @@ def _check_depth(state: Mapping[str, Tensor], name: str) -> None:
         )
 
 
-def _config_of(
-    state: Mapping[str, Tensor],
-    name: str,
-    *,
-    heads: int | None,
-    size: int | None,
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The config that these weights have in diffusers."""
+def _sizes_of(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    """What the shapes of the weights say, under the names of diffusers' config; and the width."""
     needed = ("x_embedder.proj.weight", "final_layer.linear.weight", "y_embedder.y_proj.fc1.weight")
     absent = [key for key in needed if key not in state]
     if absent or depth_of(state) == 0:
@@ -216,25 +214,103 @@ def _config_of(
             f"{needed[1]} {list(last.shape)}, {needed[2]} {list(caption.shape)}."
         )
     width, channels, patch = patches.shape[:3]
-    said = dict(about.get("config", {}))
-    heads = heads or said.get("num_attention_heads") or _published_heads(width, name)
-    if width % heads:
-        raise InputError(f"A width of {width} does not go into {heads} heads.")
-    sample, scale = _positions(state.get("pos_embed"), name, width, patch, size, said)
-    own = {
+    return {
         "num_layers": depth_of(state),
-        "num_attention_heads": heads,
-        "attention_head_dim": width // heads,
         "cross_attention_dim": width,
         "in_channels": channels,
         "out_channels": last.shape[0] // patch**2,
         "patch_size": patch,
         "caption_channels": caption.shape[1],
-        "sample_size": sample,
-        "interpolation_scale": scale,
         "use_additional_conditions": "csize_embedder.mlp.0.weight" in state,
     }
-    return _complete({**said, **own})
+
+
+def _config_of(
+    sizes: dict[str, Any],
+    state: Mapping[str, Tensor],
+    name: str,
+    *,
+    heads: int | None,
+    size: int | None,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The config that these weights have in diffusers."""
+    said = dict(about.get("config", {}))
+    width, patch = sizes["cross_attention_dim"], sizes["patch_size"]
+    heads = heads or said.get("num_attention_heads") or _published_heads(width, name)
+    if width % heads:
+        raise InputError(f"A width of {width} does not go into {heads} heads.")
+    sample, scale = _positions(state.get("pos_embed"), name, width, patch, size, said)
+    own = {
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "sample_size": sample,
+        "interpolation_scale": scale,
+    }
+    return _complete({**said, **sizes, **own})
+
+
+def _config_like(
+    like: Path,
+    sizes: dict[str, Any],
+    state: Mapping[str, Tensor],
+    name: str,
+    *,
+    heads: int | None,
+    size: int | None,
+) -> dict[str, Any]:
+    """The config in a folder, if these weights fit it."""
+    config = _config_in(transformer_folder(like))
+    latents = None if size is None else size // _pixels_per_latent(like)
+    micro = _network(config).use_additional_conditions
+    facts = {
+        "a depth": (sizes["num_layers"], config["num_layers"]),
+        "a width": (sizes["cross_attention_dim"], _width(config)),
+        "a patch size": (sizes["patch_size"], config["patch_size"]),
+        "a number of latent channels": (sizes["in_channels"], config["in_channels"]),
+        "a number of output channels": (
+            sizes["out_channels"],
+            config["out_channels"] or config["in_channels"],
+        ),
+        "a caption width": (sizes["caption_channels"], config["caption_channels"]),
+    }
+    for what, (own, expected) in facts.items():
+        if own != expected:
+            raise InputError(f"{name} has {what} of {own}; {like} has {expected}.")
+    if sizes["use_additional_conditions"] != micro:
+        having, lacking = (like, name) if micro else (name, like)
+        raise InputError(
+            f"{having} has micro-conditioning (csize_embedder, ar_embedder), {lacking} has none."
+        )
+    asked = {"heads": (heads, config["num_attention_heads"])}
+    asked["latents per side"] = (latents, config["sample_size"])
+    for what, (given, expected) in asked.items():
+        if given is not None and given != expected:
+            raise InputError(f"You said {given} {what}; {like} has {expected}.")
+    if "pos_embed" in state:
+        _check_positions(state["pos_embed"], config, name, like)
+    return config
+
+
+def _check_positions(stored: Tensor, config: Mapping[str, Any], name: str, like: Path) -> None:
+    """Refuse a stored position embedding that is not the one of a config."""
+    expected = _table(config)
+    if stored.dim() == 3 and stored.shape[1:] == expected.shape and _same(stored[0], expected):
+        return
+    raise InputError(
+        f"{name}: pos_embed {list(stored.shape)} is not that of {like}, {list(expected.shape)} at "
+        f"an interpolation of {_scale(config):g}. If it is left from another training, take it out "
+        "of the file: diffusers computes its own."
+    )
+
+
+def _pixels_per_latent(folder: Path) -> int:
+    """Of a pipeline's VAE; of a transformer's folder, as published."""
+    file = folder / "vae" / "config.json"
+    if not file.is_file():
+        return 8
+    blocks: list[int] = json.loads(file.read_text("utf-8"))["block_out_channels"]
+    return int(2 ** (len(blocks) - 1))
 
 
 def _published_heads(width: int, name: str) -> int:
@@ -270,13 +346,28 @@ def _positions(
         )
     scales = [*SCALES, *filter(None, [said.get("interpolation_scale")])]
     for scale in scales:
-        # Stored in half precision it still is far nearer than another scale's.
-        if torch.allclose(stored[0].double(), _sincos(width, side, scale).double(), atol=2e-3):
+        if _same(stored[0], _sincos(width, side, scale)):
             return side * patch, scale
     raise InputError(
         f"{name}: pos_embed is not the published one at any interpolation of positions "
-        f"({', '.join(map(str, SCALES))}); diffusers computes it and cannot take another."
+        f"({', '.join(map(str, SCALES))}). If it is interpolated otherwise, name a folder whose "
+        "config says so (like=)."
     )
+
+
+def _same(stored: Tensor, table: Tensor) -> bool:
+    # Stored in half precision it still is far nearer than another scale's.
+    return torch.allclose(stored.double(), table.double(), atol=2e-3)
+
+
+def _table(config: Mapping[str, Any]) -> Tensor:
+    """The position embedding [tokens, width] that diffusers computes from a config."""
+    return _sincos(_width(config), config["sample_size"] // config["patch_size"], _scale(config))
+
+
+def _scale(config: Mapping[str, Any]) -> float:
+    scale = config["interpolation_scale"]
+    return float(max(config["sample_size"] // 64, 1) if scale is None else scale)
 
 
 def _sincos(width: int, side: int, scale: float) -> Tensor:
@@ -348,23 +439,6 @@ def _width(config: Mapping[str, Any]) -> int:
     return int(config["num_attention_heads"] * config["attention_head_dim"])
 
 
-def _fitting(
-    found: dict[str, Any], wanted: dict[str, Any], name: str, like: Path
-) -> dict[str, Any]:
-    """The wanted config, if weights of the found one fit it."""
-    facts = {
-        "depth": (found["num_layers"], wanted["num_layers"]),
-        "width": (_width(found), _width(wanted)),
-        "patch size": (found["patch_size"], wanted["patch_size"]),
-        "latent channels": (found["in_channels"], wanted["in_channels"]),
-        "caption width": (found["caption_channels"], wanted["caption_channels"]),
-    }
-    for what, (own, expected) in facts.items():
-        if own != expected:
-            raise InputError(f"{name} has a {what} of {own}; {like} has {expected}.")
-    return wanted
-
-
 def _expected(
     config: Mapping[str, Any], compression: KVCompression | None
 ) -> dict[str, tuple[int, ...]]:
@@ -382,7 +456,7 @@ def _expected(
 
 
 def _compare(
-    found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], name: str
+    found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], name: str, whose: str
 ) -> None:
     shapes = [
         f"{key} {list(found[key].shape)}, expected {list(shape)}"
@@ -401,8 +475,7 @@ def _compare(
     ]
     if texts:
         raise InputError(
-            f"{name} does not fit a PixArt of its sizes: of {len(expected)} tensors, "
-            f"{'; '.join(texts)}."
+            f"{name} does not fit {whose}: of {len(expected)} tensors, {'; '.join(texts)}."
         )
 
 
@@ -437,7 +510,4 @@ def _extras(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> dict
     if (folder / EXTRAS).is_file():
         extras: dict[str, Tensor] = load_file(folder / EXTRAS)
         return extras
-    side, sample = config["sample_size"] // config["patch_size"], config["sample_size"]
-    scale = config["interpolation_scale"]
-    table = _sincos(_width(config), side, scale if scale is not None else max(sample // 64, 1))
-    return {"pos_embed": table[None].to(dtype)}
+    return {"pos_embed": _table(config)[None].to(dtype)}
