@@ -506,6 +506,49 @@ def test_offloading_in_groups_to_disk(name, first, kind, tmp_path):
     assert torch.equal(run(model, name), expected)
 
 
+def test_blocks_that_are_offloaded_with_streams_get_no_new_weights(tmp_path):
+    """Their groups list the weights when they are made; the compressors stand beside."""
+    name, compression = "pixart", KVCompression("conv", 2, "all")
+    model = trained(name, compression)
+    file, expected = save_adapter(model, tmp_path), run(model, name)
+    restore(model)
+    plain = run(model, name)
+    model.enable_group_offload(torch.device("cpu"), num_blocks_per_group=1)
+    group = model.transformer_blocks[1]._diffusers_hook.get_hook("group_offloading").group
+    group.stream = "only CUDA has some"
+    weights = dict(model.named_parameters())
+    load_adapter(compress(model, compression), file)
+    group.stream = None
+    assert dict(model.named_parameters()).keys() == weights.keys()
+    assert torch.equal(run(model, name), expected)
+    restore(model)
+    assert not hasattr(model.transformer_blocks[0].attn1, "kv")
+    assert torch.equal(run(model, name), plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("first", ["compress", "offload"])
+def test_offloading_in_groups_from_cuda(first, kind, stream, tmp_path):
+    name, compression = "pixart", KVCompression("conv", 2, "all")
+    model = trained(name, compression)
+    file, expected = save_adapter(model, tmp_path), run(model, name)
+    if first == "offload":
+        restore(model)
+    model.enable_group_offload(
+        onload_device=torch.device("cuda"),
+        offload_type=kind,
+        num_blocks_per_group=1 if kind == "block_level" else None,
+        use_stream=stream,
+    )
+    if first == "offload":
+        load_adapter(compress(model, compression), file)
+    for _ in range(3):  # with streams, what is loaded ahead is known from the first call on
+        torch.testing.assert_close(run(model, name).cpu(), expected, rtol=1e-4, atol=1e-4)
+    restore(model)
+
+
 @pytest.mark.parametrize("first", ["compress", "cast"])
 @pytest.mark.parametrize("name", ["pixart", "sd35", "flux", "wan"])
 def test_casting_layer_by_layer(name, first, tmp_path):

@@ -342,7 +342,7 @@ def test_half_precision_trains(data, tmp_path, precision):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with CUDA has it")
 def test_a_precision_that_is_not_there_is_refused(data, tmp_path):
     """accelerate would train in float32 without a word."""
-    with pytest.raises(InputError, match="fp16 cannot be had on this machine.* or bf16"):
+    with pytest.raises(InputError, match=r"fp16 cannot be had on this machine.* or bf16"):
         reflect(data, tmp_path, dataclasses.replace(QUICK, precision="fp16"))
     reflect(data, tmp_path, QUICK)
 
