@@ -48,9 +48,10 @@ class CompressedKV(Edit):
 
     Example:
         >>> from w2sdiff import AutoGuidance, CompressedKV
-        >>> method = AutoGuidance(weak=CompressedKV(ratio=4), scale=1.5)
-        >>> method.weak.to_json()
+        >>> weak = CompressedKV(ratio=4)
+        >>> weak.to_json()
         {'edit': 'compressed-kv', 'compressor': 'average', 'ratio': 4, 'layers': 'all'}
+        >>> method = AutoGuidance(weak=weak, scale=1.5)
     """
 
     kind = "compressed-kv"
