@@ -194,6 +194,18 @@ def test_another_processor_set_afterwards_is_said_and_stays_after_restoring(host
     assert stock is None or model.attn_processors == stock
 
 
+def test_processors_that_are_made_anew_by_their_class_are_refused():
+    """What `load_ip_adapter` of FLUX does with those of the layers that it leaves alone."""
+    model = build_host("flux")
+    plain = run(model, "flux")
+    compress(model, HALVED)
+    with pytest.raises(UnsupportedError, match=r"IP-Adapter .* restore\(denoiser\) first"):
+        model.set_attn_processor({name: type(p)() for name, p in model.attn_processors.items()})
+    restore(model)
+    model.set_attn_processor({name: type(p)() for name, p in model.attn_processors.items()})
+    assert torch.equal(run(model, "flux"), plain)
+
+
 def test_a_patch_that_was_built_before_takes_the_processors_of_now(pixart):
     """As an edit does, which builds its patch once and switches it on for every evaluation."""
     patch = Patch(pixart, HALVED)

@@ -76,7 +76,8 @@ def parse_layers(text: str) -> tuple[str, dict[int, int | Pair]]:
         >>> parse_layers("deep+27/1")
         ('deep', {27: 1})
     """
-    places, own = [], {}
+    places: list[str] = []
+    own: dict[int, int | Pair] = {}
     parts = text.split("+")
     for part in parts:
         place, slash, ratio = part.partition("/")

@@ -86,7 +86,12 @@ class Processor:
     # diffusers looks for these names when it sets a backend for a whole model.
     _own_backend: Any = None
 
-    def __init__(self, stock: Any, index: int, call: Call) -> None:
+    def __init__(self, stock: Any = None, index: int = -1, call: Call | None = None) -> None:
+        if call is None:
+            raise UnsupportedError(
+                "An attention processor of a compressed transformer cannot be made anew, as loading "
+                "and unloading an IP-Adapter does with all of them; restore(denoiser) first."
+            )
         self.stock, self.index, self.call = stock, index, call
 
     # ---- about the host
