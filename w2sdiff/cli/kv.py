@@ -50,7 +50,7 @@ def convert(
     ] = None,
     ema: Annotated[bool, typer.Option("--ema", help="Take the running average.")] = False,
     like: Annotated[
-        Path | None, typer.Option(help="A diffusers folder that the weights must fit.")
+        Path | None, typer.Option(help="A diffusers folder of the same network: its config.")
     ] = None,
     ratio: Annotated[
         str | None, typer.Option(help="The compression it must have.", metavar="R or RxR")

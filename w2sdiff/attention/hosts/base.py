@@ -89,8 +89,8 @@ class Processor:
     def __init__(self, stock: Any = None, index: int = -1, call: Call | None = None) -> None:
         if call is None:
             raise UnsupportedError(
-                "An attention processor of a compressed transformer cannot be made anew, as loading "
-                "and unloading an IP-Adapter does with all of them; restore(denoiser) first."
+                "Processors of a compressed transformer cannot be made anew by their class, as "
+                "loading or unloading an IP-Adapter does; restore(denoiser) first."
             )
         self.stock, self.index, self.call = stock, index, call
 
