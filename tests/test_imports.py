@@ -21,7 +21,7 @@ OUTSIDE = {"pipelines", "benchmarks", "notebooks", "tests"}
 # Who lives where, from the ground up. A file may import its own unit and the units of lower floors.
 FLOORS = [
     {"errors"},
-    {"registry", "pickles", "curves", "accelerator"},
+    {"registry", "pickles", "curves", "accelerator", "average"},
     {"levels", "attention", "jobs"},
     {"noise_model"},
     {"imaging", "shapes", "mixture"},

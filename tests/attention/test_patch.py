@@ -23,6 +23,7 @@ from w2sdiff.attention import (
     restore,
     save_adapter,
 )
+from w2sdiff.attention.hosts import Processor
 
 HALVED = KVCompression("average", 2, "all")
 BACKENDS = ("native", "_native_math", "_native_flash")
@@ -111,6 +112,116 @@ def test_processors_that_do_something_else_are_refused_by_name(pixart):
     layer.set_processor(MyProcessor())
     with pytest.raises(UnsupportedError, match=r"MyProcessor at transformer_blocks\.1\.attn1"):
         compress(pixart, HALVED)
+
+
+# ---- processors that are set while the patch is on
+
+
+class Whole:
+    """A processor of somebody else: no attention, the values as they are."""
+
+    def __call__(self, attn, hidden_states, *_args, **_kwargs):
+        return attn.to_out[0](attn.to_v(hidden_states))
+
+
+@pytest.mark.parametrize("name", ["pixart", "hunyuan", "sd3", "flux", "wan", "cogvideox"])
+def test_projections_that_are_fused_afterwards_stay_compressed_and_fused(name):
+    model = build_host(name)
+    expected = run(compress(model, HALVED), name)
+    restore(model)
+    plain = run(model, name)
+    compress(model, HALVED)
+    model.fuse_qkv_projections()
+    torch.testing.assert_close(run(model, name), expected, rtol=1e-4, atol=1e-4)
+    restore(model)
+    layers = [layer for block in attentions(model, name) for layer in block]
+    assert all(layer.fused_projections for layer in layers)
+    assert not any(isinstance(layer.processor, Processor) for layer in layers)
+    torch.testing.assert_close(run(model, name), plain, rtol=1e-4, atol=1e-4)
+    assert (plain - expected).abs().max() > 1e-2
+
+
+def test_projections_that_were_fused_in_between_can_be_unfused(pixart):
+    """`unfuse_qkv_projections` puts back the processors that it found: ours."""
+    stock = pixart.attn_processors
+    plain = run(pixart, "pixart")
+    expected = run(compress(pixart, HALVED), "pixart")
+    pixart.fuse_qkv_projections()
+    run(pixart, "pixart")
+    pixart.unfuse_qkv_projections()
+    torch.testing.assert_close(run(pixart, "pixart"), expected, rtol=1e-4, atol=1e-4)
+    restore(pixart)
+    assert pixart.attn_processors == stock
+    # And where the patch is gone by then.
+    compress(pixart, HALVED)
+    pixart.fuse_qkv_projections()
+    restore(pixart)
+    pixart.unfuse_qkv_projections()
+    torch.testing.assert_close(run(pixart, "pixart"), plain, rtol=1e-4, atol=1e-4)
+    again = run(compress(pixart, HALVED), "pixart")
+    torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
+    restore(pixart)
+    assert pixart.attn_processors == stock
+
+
+def test_a_stock_processor_set_afterwards_is_compressed_and_stays_after_restoring(pixart):
+    from diffusers.models.attention_processor import AttnProcessor
+
+    expected = run(compress(pixart, HALVED), "pixart")
+    own = AttnProcessor()
+    pixart.set_attn_processor(own)
+    torch.testing.assert_close(run(pixart, "pixart"), expected, rtol=1e-4, atol=1e-4)
+    restore(pixart)
+    assert all(processor is own for processor in pixart.attn_processors.values())
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["at once", "after a call"])
+def test_another_processor_set_afterwards_is_said_and_stays_after_restoring(host, called):
+    name, model = host
+    stock = model.attn_processors if hasattr(model, "attn_processors") else None
+    layer, own = attentions(model, name)[0][0], Whole()
+    plain, before = run(model, name), layer.processor
+    compress(model, HALVED)
+    if called:
+        run(model, name)
+    layer.set_processor(own)
+    with pytest.raises(UnsupportedError, match=r"Whole was set at .* after .* was compressed"):
+        run(model, name)
+    restore(model)
+    assert layer.processor is own
+    layer.set_processor(before)
+    assert torch.equal(run(model, name), plain)
+    assert stock is None or model.attn_processors == stock
+
+
+def test_processors_that_are_made_anew_by_their_class_are_refused():
+    """What `load_ip_adapter` of FLUX does with those of the layers that it leaves alone."""
+    model = build_host("flux")
+    plain = run(model, "flux")
+    compress(model, HALVED)
+    with pytest.raises(UnsupportedError, match=r"IP-Adapter .* restore\(denoiser\) first"):
+        model.set_attn_processor({name: type(p)() for name, p in model.attn_processors.items()})
+    restore(model)
+    model.set_attn_processor({name: type(p)() for name, p in model.attn_processors.items()})
+    assert torch.equal(run(model, "flux"), plain)
+
+
+def test_a_patch_that_was_built_before_takes_the_processors_of_now(pixart):
+    """As an edit does, which builds its patch once and switches it on for every evaluation."""
+    patch = Patch(pixart, HALVED)
+    patch.enable()
+    expected = run(pixart, "pixart")
+    patch.disable()
+    pixart.fuse_qkv_projections()
+    fused = pixart.attn_processors
+    patch.enable()
+    torch.testing.assert_close(run(pixart, "pixart"), expected, rtol=1e-4, atol=1e-4)
+    patch.disable()
+    assert pixart.attn_processors == fused
+    pixart.transformer_blocks[0].attn1.set_processor(Whole())
+    with pytest.raises(UnsupportedError, match=r"Whole at transformer_blocks\.0\.attn1 is not one"):
+        patch.enable()
+    assert "_w2sdiff_kv" not in pixart.__dict__
 
 
 def test_context_parallelism_is_refused():
@@ -272,6 +383,20 @@ def test_layers_may_differ(pixart):
 # ---- with everything else
 
 
+def halved(name, dtype):
+    given = {
+        key: value.to(dtype)
+        if torch.is_tensor(value) and key not in ("timestep", "img_ids")
+        else value
+        for key, value in arguments(name).items()
+    }
+    if name == "hunyuan":
+        given["timestep"] = given["timestep"].to(dtype)
+    if name == "pixart-micro":
+        given["added_cond_kwargs"] = {k: v.to(dtype) for k, v in given["added_cond_kwargs"].items()}
+    return given
+
+
 @pytest.mark.parametrize("name", ["pixart", "hunyuan", "sd3", "flux", "wan", "cogvideox"])
 @pytest.mark.parametrize("kind", ["average", "conv", "uniform"])
 def test_fused_projections_give_the_same(name, kind):
@@ -368,6 +493,118 @@ def test_offloading_layer_by_layer(name, first):
     assert torch.equal(run(compress(model, compression), name), expected)
 
 
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("first", ["compress", "offload"])
+@pytest.mark.parametrize("name", ["pixart", "sd35", "flux"])
+def test_offloading_in_groups_to_disk(name, first, kind, tmp_path):
+    """Between calls the weights are on the disk, and where they were lies anything."""
+    compression = KVCompression("conv", 2, "all")
+    model = trained(name, compression)
+    file, expected = save_adapter(model, tmp_path), run(model, name)
+    if first == "offload":
+        restore(model)
+    model.enable_group_offload(
+        onload_device=torch.device("cpu"),
+        offload_type=kind,
+        num_blocks_per_group=1 if kind == "block_level" else None,
+        offload_to_disk_path=str(tmp_path / "weights"),
+    )
+    if first == "offload":
+        load_adapter(compress(model, compression), file)
+    for _ in range(2):
+        assert torch.equal(run(model, name), expected)
+    restore(model)
+    load_adapter(compress(model, compression), file)
+    assert torch.equal(run(model, name), expected)
+
+
+def test_blocks_that_are_offloaded_with_streams_get_no_new_weights(tmp_path):
+    """Their groups list the weights when they are made; the compressors stand beside."""
+    name, compression = "pixart", KVCompression("conv", 2, "all")
+    model = trained(name, compression)
+    file, expected = save_adapter(model, tmp_path), run(model, name)
+    restore(model)
+    plain = run(model, name)
+    model.enable_group_offload(torch.device("cpu"), num_blocks_per_group=1)
+    group = model.transformer_blocks[1]._diffusers_hook.get_hook("group_offloading").group
+    group.stream = "only CUDA has some"
+    weights = dict(model.named_parameters())
+    load_adapter(compress(model, compression), file)
+    group.stream = None
+    assert dict(model.named_parameters()).keys() == weights.keys()
+    assert torch.equal(run(model, name), expected)
+    restore(model)
+    assert not hasattr(model.transformer_blocks[0].attn1, "kv")
+    assert torch.equal(run(model, name), plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("first", ["compress", "offload"])
+def test_offloading_in_groups_from_cuda(first, kind, stream, tmp_path):
+    name, compression = "pixart", KVCompression("conv", 2, "all")
+    model = trained(name, compression)
+    file, expected = save_adapter(model, tmp_path), run(model, name)
+    if first == "offload":
+        restore(model)
+    model.enable_group_offload(
+        onload_device=torch.device("cuda"),
+        offload_type=kind,
+        num_blocks_per_group=1 if kind == "block_level" else None,
+        use_stream=stream,
+    )
+    if first == "offload":
+        load_adapter(compress(model, compression), file)
+    for _ in range(3):  # with streams, what is loaded ahead is known from the first call on
+        torch.testing.assert_close(run(model, name).cpu(), expected, rtol=1e-4, atol=1e-4)
+    restore(model)
+
+
+@pytest.mark.parametrize("first", ["compress", "cast"])
+@pytest.mark.parametrize("name", ["pixart", "sd35", "flux", "wan"])
+def test_casting_layer_by_layer(name, first, tmp_path):
+    """The network's weights lie in eight bits; those of the compressors stay as they are."""
+    compression = KVCompression("conv", 2, "all")
+    file = save_adapter(trained(name, compression), tmp_path)
+    model = build_host(name).bfloat16()
+    if first == "compress":
+        load_adapter(compress(model, compression), file)
+    model.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    if first == "cast":
+        load_adapter(compress(model, compression), file)
+    assert attentions(model, name)[0][0].to_k.weight.dtype == torch.float8_e4m3fn
+    rounded = build_host(name).bfloat16()
+    state = {k: v.bfloat16() for k, v in model.state_dict().items() if ".kv." not in k}
+    rounded.load_state_dict(state)
+    load_adapter(compress(rounded, compression), file)
+    for _ in range(2):
+        with torch.no_grad():
+            ours, exact = (
+                network(**halved(name, torch.bfloat16), return_dict=False)[0]
+                for network in (model, rounded)
+            )
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours, exact)
+
+
+def test_autocast_chooses_the_types_of_the_compressors_too(pixart):
+    """As it does with torch's own layers: of the norm's weights nothing is rounded."""
+    compress(pixart, KVCompression("conv", 2, "all"))
+    kv = pixart.transformer_blocks[0].attn1.kv
+    sr, norm = nn.Conv2d(24, 24, 2, stride=2, groups=24), nn.LayerNorm(24)
+    for layer in (norm, sr):
+        for p in layer.parameters():
+            p.data.add_(torch.randn_like(p))
+    kv.load_state_dict(nn.ModuleDict({"sr": sr, "norm": norm}).state_dict())
+    x = torch.randn(2, 24, 24).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        k, _ = kv(x, x, 4, 6)
+        expected = norm(sr(x.mT.reshape(2, 24, 4, 6)).flatten(2).mT)
+    assert k.dtype == expected.dtype
+    assert torch.equal(k, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_stays_half_and_close(host, kind, dtype):
@@ -376,18 +613,8 @@ def test_half_precision_stays_half_and_close(host, kind, dtype):
     exact = run(compress(model, compression), name)
     restore(model)
     half = compress(copy.deepcopy(model).to(dtype), compression)
-    given = {
-        key: value.to(dtype)
-        if torch.is_tensor(value) and key not in ("timestep", "img_ids")
-        else value
-        for key, value in arguments(name).items()
-    }
-    if name == "hunyuan":
-        given["timestep"] = given["timestep"].to(dtype)
-    if name == "pixart-micro":
-        given["added_cond_kwargs"] = {k: v.to(dtype) for k, v in given["added_cond_kwargs"].items()}
     with torch.no_grad():
-        out = half(**given, return_dict=False)[0]
+        out = half(**halved(name, dtype), return_dict=False)[0]
     assert out.dtype == dtype
     assert (out.float() - exact).abs().max() < 0.1 * exact.abs().max()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import plain_pixart
 import pytest
 import torch
+from model_folders import model_folder
 from published_files import positions, published
 from safetensors.torch import load_file
 
@@ -298,6 +299,105 @@ def test_another_network_than_wanted_is_refused_by_name(tmp_path, changes, messa
     converted(tmp_path, published(seed=3), like=like)
     with pytest.raises(InputError, match=message):
         converted(tmp_path, published(**changes), like=like)
+
+
+# ---- the config of a folder
+
+
+def folder_like(place, **config):
+    """A diffusers folder of the same network with another config."""
+    from diffusers import PixArtTransformer2DModel
+
+    sizes = {"num_layers": 2, "num_attention_heads": HEADS, "attention_head_dim": 8}
+    sizes |= {"cross_attention_dim": 24, "caption_channels": 16, "sample_size": 8}
+    PixArtTransformer2DModel(**{**sizes, **config}).save_pretrained(place)
+    return place
+
+
+def config_of(folder):
+    config = json.loads((folder / "config.json").read_text())
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def test_positions_at_any_interpolation_are_those_of_the_folder(tmp_path):
+    state = published(side=8, scale=3, ratios=DEEP)
+    with pytest.raises(InputError, match=r"not the published one at any.*\(like=\)"):
+        converted(tmp_path, state)
+    like = folder_like(tmp_path / "like", sample_size=16, interpolation_scale=3)
+    file = saved(tmp_path, state)
+    found = from_published(file, tmp_path / "out", like=like)  # heads are the folder's too
+    assert config_of(found.folder) == config_of(like)
+    assert found.compression == KVCompression("conv", 2, [1])
+    x, t, text, mask = call(16, 16)
+    theirs = plain_pixart.predict(state, x, t, text, mask, HEADS, positions(24, 8, 3))
+    ours = of_diffusers(loaded(found.folder), x, t, text, mask)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    back = write_published(found.folder, tmp_path / "back.pth")
+    assert_same(torch.load(back, weights_only=True)["state_dict"], state)
+
+
+@pytest.mark.parametrize("scale", [None, 1.5])
+def test_without_stored_positions_size_and_interpolation_are_those_of_the_folder(tmp_path, scale):
+    state = published(micro=True)
+    del state["pos_embed"]
+    like = folder_like(
+        tmp_path / "like",
+        sample_size=12,
+        interpolation_scale=scale,
+        use_additional_conditions=True,
+    )
+    found = converted(tmp_path, state, like=like)
+    assert config_of(found.folder) == config_of(like)
+    table = loaded(found.folder).pos_embed.pos_embed
+    torch.testing.assert_close(table, positions(24, 6, scale or 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stored", "config", "options", "message"),
+    [
+        ({"side": 8}, {}, {}, r"pos_embed \[1, 64, 24\] is not that of .*like, \[16, 24\] at"),
+        ({"scale": 2}, {}, {}, r"is not that of .*like.* at an interpolation of 1\."),
+        ({"micro": True}, {}, {}, r"model\.pth has micro-conditioning .*like has none"),
+        ({}, {"use_additional_conditions": True}, {}, r"like has micro-cond.*model\.pth has none"),
+        ({}, {"out_channels": 4}, {}, "has a number of output channels of 8; .*like has 4"),
+        ({}, {"in_channels": 3}, {}, "has a number of latent channels of 4; .*like has 3"),
+        ({}, {"num_attention_heads": 4, "attention_head_dim": 6}, {}, "You said 3 heads; .* has 4"),
+        ({}, {}, {"size": 128}, "You said 16 latents per side; .*like has 8"),
+    ],
+)
+def test_what_does_not_fit_the_folder_is_named(tmp_path, stored, config, options, message):
+    like = folder_like(tmp_path / "like", **{"out_channels": 8, **config})
+    converted(tmp_path, published(), like=folder_like(tmp_path / "fits", out_channels=8), size=64)
+    with pytest.raises(InputError, match=message):
+        converted(tmp_path, published(**stored), like=like, **options)
+
+
+def test_names_that_do_not_fit_the_folder_are_said(tmp_path):
+    state = published()
+    del state["blocks.1.mlp.fc2.bias"]
+    like = folder_like(tmp_path / "like")
+    with pytest.raises(
+        InputError,
+        match=r"does not fit the config of .*like: .*1 missing \(blocks\.1\.mlp\.fc2\.bias",
+    ):
+        converted(tmp_path, state, like=like)
+
+
+def test_the_command_takes_a_pipeline_as_the_pattern(tmp_path, capsys):
+    """Its VAE says how many pixels a latent is: two, where published ones have eight."""
+    pipeline, file = model_folder("pixart"), tmp_path / "weights.pth"
+    weights = torch.load(write_published(pipeline, file), weights_only=True)
+    torch.save({"state_dict": weights["state_dict"]}, file)  # and nothing about heads
+    words = ["kv", "convert", str(file), "--out", str(tmp_path / "out"), "--like", str(pipeline)]
+    assert main([*words, "--size", "16"]) == 0
+    assert config_of(tmp_path / "out") == config_of(pipeline / "transformer")
+    ours, theirs = (
+        load_file(folder / "diffusion_pytorch_model.safetensors")
+        for folder in (tmp_path / "out", pipeline / "transformer")
+    )
+    assert_same(ours, theirs)
+    assert main([*words, "--size", "64"]) == 2
+    assert "You said 32 latents per side" in capsys.readouterr().err
 
 
 def test_another_ratio_than_wanted_is_refused_by_name(tmp_path):

@@ -330,13 +330,21 @@ def test_the_curves(data, tmp_path):
     assert curves.png.is_file()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.gpu)])
 def test_half_precision_trains(data, tmp_path, precision):
     file = reflect(data, tmp_path, dataclasses.replace(QUICK, precision=precision))
     found = weights(tmp_path)
     assert all(tensor.isfinite().all() for tensor in found.values())
     assert all(tensor.dtype == torch.float32 for tensor in found.values())
     assert read_header(file)["card"]["validation"]["errors"]["relative"] < 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with CUDA has it")
+def test_a_precision_that_is_not_there_is_refused(data, tmp_path):
+    """accelerate would train in float32 without a word."""
+    with pytest.raises(InputError, match=r"fp16 cannot be had on this machine.* or bf16"):
+        reflect(data, tmp_path, dataclasses.replace(QUICK, precision="fp16"))
+    reflect(data, tmp_path, QUICK)
 
 
 # --- what is refused, and what diverges -----------------------------------------------------------

@@ -241,6 +241,8 @@ def test_too_large_a_ratio_is_said_at_the_call():
         CompressedKV("conv", (2, 1), "deep"),
         CompressedKV("uniform_every", 4, range(2, 5)),
         CompressedKV("average", Schedule({0.5: (1, 2), 0.8: 4}), [0]),
+        CompressedKV("conv", 2, range(4), per_layer={1: 4, 3: (1, 2)}),
+        CompressedKV(per_layer={0: Schedule({0.5: 2}), 2: 1}),
     ],
 )
 def test_json_round_trip(edit):
@@ -258,10 +260,35 @@ def test_json_round_trip(edit):
         ("compressed-kv:deep=4", CompressedKV(ratio=4, layers="deep")),
         ("compressed-kv:uniform:14-27=2", CompressedKV("uniform", 2, range(14, 28))),
         ("compressed-kv:average:0+3-4=2", CompressedKV("average", 2, (0, 3, 4))),
+        ("compressed-kv:0-2+3/4=2", CompressedKV(layers=range(4), per_layer={3: 4})),
+        ("compressed-kv=0.6/2+0.8/4", CompressedKV(ratio=Schedule({0.6: 2, 0.8: 4}))),
     ],
 )
 def test_text(text, edit):
     assert parse_edits(text) == Edits((edit,))
+
+
+def test_layers_of_their_own_ratio_are_compressed_so():
+    pipe = tiny.build("pixart")
+    edit = CompressedKV(ratio=2, per_layer={1: (1, 4)})
+    with attach(pipe, Plain(base=edit)):
+        ours = tiny.latents(pipe, "pixart")
+    expected = KVCompression("average", 2, "all", {1: (1, 4)})
+    assert torch.equal(ours, compressed(pipe, "pixart", expected))
+    assert not torch.equal(ours, compressed(pipe, "pixart", KVCompression("average", 2, "all")))
+
+
+def test_an_adapter_with_ratios_by_layer_says_them(tmp_path):
+    pipe = tiny.build("pixart")
+    compression = KVCompression("conv", 2, "all", {1: (1, 2)})
+    compress(pipe.transformer, compression)
+    expected = tiny.latents(pipe, "pixart")
+    file = save_adapter(pipe.transformer, tmp_path)
+    restore(pipe.transformer)
+    (edit,) = parse_edits(f"compressed-kv=2@{file}").items
+    assert edit.compression == compression
+    with attach(pipe, Plain(base=CompressedKV.from_json(edit.to_json()))):
+        assert torch.equal(tiny.latents(pipe, "pixart"), expected)
 
 
 def test_text_with_an_adapter(tmp_path):
@@ -283,6 +310,8 @@ def test_text_with_an_adapter(tmp_path):
         ("compressed-kv", "compressed-kv=R"),
         ("compressed-kv:konv:deep=2", "'conv'"),
         ("compressed-kv:deeep=2", "'deep'"),
+        ("compressed-kv:20-10=2", "write 10-20"),
+        ("compressed-kv=0.5/2+4", "LEVEL/R"),
         ("compressed-kv:conv:deep:x=2", "means nothing"),
         ("compressed-kv:conv=2@missing.safetensors", "No adapter"),
     ],

@@ -16,6 +16,7 @@ import tiny
 import torch
 from model_folders import model_folder
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from w2sdiff.attention import KVCompression, adapter_compression, compress, load_adapter
@@ -186,6 +187,53 @@ def test_parts_of_a_batch_are_the_batch(tmp_path, model, pictures):
         # nearly nothing its sign is chance: a few steps of 2e-3 at most.
         assert (states[1][name] - weight).abs().mean() < 1e-4, name
         torch.testing.assert_close(states[2][name], weight, rtol=0, atol=1e-3)
+
+
+def scaled(precision):
+    """The accelerator of an fp16 training, on a CPU, where accelerate has none: torch has."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision="no", cpu=True)
+    AcceleratorState._shared_state["_mixed_precision"] = precision
+    accelerator.native_amp = True
+    # A scale so large that gradients overflow, and steps are left out, until it has come down.
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
+    return accelerator
+
+
+def test_the_scale_of_an_fp16_loss_goes_on_where_it_was(tmp_path, model, pictures, monkeypatch):
+    # As a module: by its name it is the function that the package has of it.
+    monkeypatch.setattr(sys.modules["w2sdiff.highres.tune"], "accelerator_of", scaled)
+    setup, source = Setup(model), Folder(pictures, 16)
+    tuning = dataclasses.replace(SHORT, steps=12, validate_every=4, precision="fp16")
+    tune(setup, source, tmp_path / "whole", tuning)
+    assert tune(setup, source, tmp_path / "parts", tuning, stopping=Stop(5)) is None
+    state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+    assert state["scaler"]["scale"] < 2.0**20
+    tune(setup, source, tmp_path / "parts", tuning)
+    same_weights(tmp_path / "whole", tmp_path / "parts")
+    scales = [
+        torch.load(tmp_path / name / "state.pt", weights_only=True)["scaler"]
+        for name in ("whole", "parts")
+    ]
+    assert scales[0] == scales[1]
+
+
+@pytest.mark.gpu
+def test_an_fp16_tuning_that_was_stopped_goes_on(tmp_path, model, pictures):
+    setup, source = Setup(model, compression=CONV), Folder(pictures, 16)
+    tuning = dataclasses.replace(SHORT, precision="fp16")
+    tune(setup, source, tmp_path / "whole", tuning)
+    assert tune(setup, source, tmp_path / "parts", tuning, stopping=Stop(4)) is None
+    tune(setup, source, tmp_path / "parts", tuning)
+    whole, parts = (
+        torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert whole["scaler"] == parts["scaler"]
+    for name, weight in whole["weights"].items():  # kernels of CUDA may add in any order
+        torch.testing.assert_close(parts["weights"][name], weight, rtol=0, atol=1e-3)
 
 
 # ---- the changes
@@ -403,12 +451,41 @@ def test_the_command_draws_its_own_pictures(tmp_path):
     assert found == KVCompression("conv", 2, "deep")
 
 
+@pytest.mark.parametrize("size", [None, 32], ids=["its own size", "a larger one"])
+def test_the_pictures_are_drawn_at_the_size_that_is_trained(tmp_path, size):
+    """And those of another size, left from a command before, are not taken."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a red circle\na blue square\na green cross\n")
+    command = words(out, "--draw", str(prompts), "--draw-steps", "1")
+    (out / "pictures").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(out / "pictures" / "another.png")
+    (out / "pictures" / "another.txt").write_text("another")
+    assert main([*command, *(["--size", str(size)] if size else [])]) == 0
+    drawn = [Image.open(file).size for file in (out / "pictures").glob("a-*.png")]
+    assert drawn == [(size or 16, size or 16)] * 3
+    with safe_open(out / "data" / "latents.safetensors", "pt") as data:
+        assert data.get_tensor("latents").shape[0] == 3
+
+
 def test_the_command_takes_the_renderer(tmp_path):
     command = words(
         tmp_path, "--render", "6", "--size", "128", "--kv-compress", "2", model="shapes-dit"
     )
     assert main([*command, "--batch", "2", "--only-adapter", "--teacher"]) == 0
     assert (tmp_path / "kv_adapter.safetensors").stat().st_size < 2 * 2**20
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with CUDA has it")
+def test_fp16_is_refused_without_cuda_before_pictures_are_drawn(tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue square\na green cross\n")
+    command = words(tmp_path / "out", "--draw", str(prompts), "--draw-steps", "1")
+    assert main([*command, "--precision", "fp16"]) == 2
+    [said] = capsys.readouterr().err.splitlines()
+    assert "--precision fp16 cannot be had on this machine" in said
+    assert "Take --precision no, or bf16." in said
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--precision", "no"]) == 0  # nothing of the refused one is left over
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from w2sdiff.attention.ratios import Pair, Ratio, Schedule, pair, ratio, ratio_j
 from w2sdiff.errors import InputError
 from w2sdiff.registry import unknown
 
-__all__ = ["KVCompression", "Schedule"]
+__all__ = ["NAMES", "KVCompression", "Schedule", "indices_of"]
 
 NAMES = ("all", "deep", "middle", "shallow")
 _PART = re.compile(r"(\d+)(?:-(\d+))?")
@@ -58,7 +58,7 @@ class KVCompression:
             raise unknown("compression kind", self.kind, sorted(KINDS))
         object.__setattr__(self, "ratio", ratio(self.ratio))
         object.__setattr__(self, "layers", _layers(self.layers))
-        own = dict(self.per_layer)
+        own = _by_layer(self.per_layer)
         items = ((index, ratio(own[index])) for index in _indices(own))
         object.__setattr__(self, "per_layer", tuple(items))
         for value in (self.ratio, *(value for _, value in self._own)):
@@ -129,12 +129,30 @@ class KVCompression:
             raise InputError(f"A KVCompression does not take {sorted(data)}: {error}.") from None
 
 
+def _by_layer(value: Any) -> dict[Any, Any]:
+    try:
+        own = dict(value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"per_layer= takes ratios by layer, such as {{20: 4, 21: (2, 1)}}; got {value!r}."
+        ) from None
+    # In JSON a mapping has keys of text.
+    digits = {key: int(key) for key in own if isinstance(key, str) and key.isdecimal()}
+    return {digits.get(key, key): ratio for key, ratio in own.items()}
+
+
 def _layers(value: Any) -> str | tuple[int, ...]:
     if isinstance(value, str):
-        return value if value in NAMES else _from_text(value)
+        return value if value in NAMES else indices_of(value)
     if not isinstance(value, Iterable):
         raise InputError(
             f"layers= takes indices, a range or one of {', '.join(NAMES)}; got {value!r}."
+        )
+    if isinstance(value, range) and not value and value.start != value.stop:
+        low, high = sorted((value.start, value.stop))
+        raise InputError(
+            f"{value} holds no layer: a step of {value.step} leads away from its end. Write "
+            f"range({low}, {high}), or () for no layer at all."
         )
     return _indices(value)
 
@@ -147,7 +165,12 @@ def _indices(values: Iterable[Any]) -> tuple[int, ...]:
     return tuple(sorted(set(indices)))
 
 
-def _from_text(text: str) -> tuple[int, ...]:
+def indices_of(text: str) -> tuple[int, ...]:
+    """Indices from text such as "14-27" or "0+3+5-7".
+
+    Raises:
+        InputError: the text is not of that form, or goes downwards.
+    """
     indices: list[int] = []
     for part in text.split("+"):
         match = _PART.fullmatch(part.strip())
@@ -155,6 +178,8 @@ def _from_text(text: str) -> tuple[int, ...]:
             error = unknown("layer set", text, list(NAMES))
             raise InputError(f"{error} Or indices such as 14-27 or 0+3+5-7.")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InputError(f"The layers {part.strip()} go downwards; write {last}-{first}.")
         indices += range(first, last + 1)
     return _indices(indices)
 

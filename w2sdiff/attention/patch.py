@@ -2,8 +2,12 @@
 
 While a patch is on, three things differ, and nothing else does:
 
-* the layers' `processor` is ours (the stock one is kept inside it and put back);
-* the layers have one more submodule, `kv`, their compressor;
+* the layers' `processor` is ours, and keeps the stock one inside. Others set processors too
+  (`fuse_qkv_projections`, `set_attn_processor`, libraries), before or afterwards: what `compress`
+  would have taken is taken in when the next call starts, what it would have refused is refused
+  there, and what is not ours is left alone by `restore`;
+* the layers have one more submodule, `kv`, their compressor (where it could not be a submodule, it
+  is an ordinary attribute, and its weights follow each call);
 * the transformer's class is a subclass with another `__call__`, which notes grid and ratios before
   the call starts.
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from threading import get_ident
 from typing import Any
@@ -38,9 +43,10 @@ def compress(denoiser: Any, compression: KVCompression) -> Any:
     """Compress keys and values in the self-attention of a transformer, in place.
 
     Height and width are those of each call: any resolution, square or not, divisible by the ratio
-    or not. Text tokens and frames stay whole. A transformer may be compiled before or afterwards,
-    and LoRAs, offloading and gradient checkpointing go on working (with checkpointing, go backward
-    through one call before the next one of another size).
+    or not. Text tokens and frames stay whole. A transformer may be compiled, offloaded, cast layer
+    by layer or have its projections fused before or afterwards, and LoRAs and gradient
+    checkpointing go on working (with checkpointing, go backward through one call before the next
+    one of another size).
 
     Args:
         denoiser: `pipe.transformer` of PixArt-α/Σ, HunyuanDiT, Stable Diffusion 3 and 3.5, FLUX,
@@ -55,7 +61,8 @@ def compress(denoiser: Any, compression: KVCompression) -> Any:
     Raises:
         InputError: compressed already, or layers that the network does not have; at a call, a ratio
             larger than the grid.
-        UnsupportedError: another network, or attention processors that are not the stock ones.
+        UnsupportedError: another network, or attention processors that are not the stock ones; at
+            a call, if they were set since.
 
     Example:
         >>> from diffusers import DiffusionPipeline
@@ -71,6 +78,8 @@ def compress(denoiser: Any, compression: KVCompression) -> Any:
 
 def restore(denoiser: Any) -> Any:
     """Undo `compress` bit for bit: the processors, classes and keys there were before.
+
+    A processor that somebody has set since is not `compress`'s doing, and stays.
 
     Raises:
         InputError: the denoiser is not compressed.
@@ -99,6 +108,17 @@ def grids(denoiser: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tu
     network: Any = getattr(denoiser, "_orig_mod", denoiser)
     arguments = {**dict(zip(_parameters(network.__class__), args, strict=False)), **kwargs}
     return host_of(network).planes(network.config, arguments)
+
+
+@dataclass
+class _Layer:
+    """An attention layer that is compressed: its name, its block's index, and what is ours."""
+
+    attn: Any
+    name: str
+    index: int
+    compressor: KVCompressor
+    processor: Processor
 
 
 class Patch:
@@ -138,7 +158,7 @@ class Patch:
         self._check_free()
         self.compressors: dict[str, KVCompressor] = {}
         self._call = Call()
-        self._layers: list[tuple[Any, Any, Processor, KVCompressor]] = []
+        self._layers: list[_Layer] = []
         layers = self.host.layers(self.network)
         self.depth = len(layers)
         self._compressed = frozenset(compression.layers_of(len(layers)))
@@ -158,22 +178,28 @@ class Patch:
 
         Raises:
             InputError: the denoiser is compressed already.
+            UnsupportedError: it has other attention processors since this patch was built.
         """
         self._check_free()
+        for layer in self._layers:
+            layer.processor = self._standing_in(layer)
         self.thread = get_ident() if in_this_thread else None
         self._swapped: type = type(self.denoiser)
         self._noting: type = _noting(self._swapped)  # type: ignore[arg-type]
         # First and last of all, so that `disable` undoes what an interrupt has left half done.
         for module in (self.denoiser, self.network):
             module.__dict__[PATCH] = self
+        self._call.on = True
         # object.__setattr__: torch.compile's wrapper forwards ordinary attributes.
         object.__setattr__(self.denoiser, "__class__", self._noting)
-        for attn, _, processor, compressor in self._layers:
-            attn.__dict__["processor"] = processor
-            attn._modules[SLOT] = compressor
+        learned = any(True for c in self.compressors.values() for _ in c.parameters())
+        beside = learned and _has_closed_books(self.network)
+        for layer in self._layers:
+            layer.attn.__dict__["processor"] = layer.processor
+            (layer.attn.__dict__ if beside else layer.attn._modules)[SLOT] = layer.compressor
 
     def disable(self) -> None:
-        """Switch off: the denoiser is what it was.
+        """Switch off: the denoiser is what it was, with the processors that others set since.
 
         Raises:
             InputError: something else, an `attach` for example, has wrapped the denoiser since.
@@ -184,9 +210,13 @@ class Patch:
                 f"Something has wrapped this {wrapped.__name__} after it was compressed, an attach "
                 "for example; leave that first, then restore."
             )
-        for attn, stock, _, _ in self._layers:
-            attn.__dict__["processor"] = stock
-            attn._modules.pop(SLOT, None)
+        for layer in self._layers:
+            found = layer.attn.processor
+            if isinstance(found, Processor):
+                layer.attn.__dict__["processor"] = found.stock
+            layer.attn._modules.pop(SLOT, None)
+            layer.attn.__dict__.pop(SLOT, None)
+        self._call.on, self._call.planes, self._call.ratios = False, (), ()
         if wrapped is self._noting:
             object.__setattr__(self.denoiser, "__class__", self._swapped)
         for module in (self.network, self.denoiser):
@@ -196,6 +226,10 @@ class Patch:
         """A call with these arguments starts."""
         if not self._layers:
             return
+        for layer in self._layers:
+            if layer.attn.processor is not layer.processor:
+                layer.processor = self._standing_in(layer, since=True)
+                layer.attn.__dict__["processor"] = layer.processor
         arguments = {**dict(zip(_parameters(self.network.__class__), args, strict=False)), **kwargs}
         level = self.host.level(arguments) if self.compression.follows_noise else None
         planes = self.host.planes(self.network.config, arguments)
@@ -217,19 +251,38 @@ class Patch:
             )
 
     def _add(self, attn: Any, name: str, index: int) -> None:
-        stock = attn.processor
-        if type(stock).__name__ not in self.host.stocks:
-            raise UnsupportedError(
-                f"The attention processor {type(stock).__name__} at {name} is not one that can be "
-                f"compressed ({', '.join(self.host.stocks)}). Unload what set it, or set back the "
-                "default; backends are chosen by set_attention_backend."
-            )
         compressor = KVCompressor(self.compression, attn.inner_dim, layer=index)
         like = next(attn.parameters())
         dtype = like.dtype if like.dtype.itemsize > 1 else None  # not a storage type (fp8, int8)
         compressor.to(device=_device(attn, like), dtype=dtype).train(attn.training)
-        self._layers.append((attn, stock, self.host(stock, index, self._call), compressor))
+        layer = _Layer(attn, name, index, compressor, self.host(attn.processor, index, self._call))
+        layer.processor = self._standing_in(layer)
+        self._layers.append(layer)
         self.compressors[name] = compressor
+
+    def _standing_in(self, layer: _Layer, *, since: bool = False) -> Processor:
+        """Our processor for the one that a layer has now; `since`: set while the patch was on."""
+        found = layer.attn.processor
+        if isinstance(found, Processor):
+            if found.call is self._call and found.index == layer.index:
+                return found  # put back by one who found it here, as unfuse_qkv_projections does
+            found = found.stock  # of another patch, or of another layer
+        kind, stocks = type(found).__name__, ", ".join(self.host.stocks)
+        if kind in self.host.stocks:
+            known = layer.processor.stock is found  # the same one: what is compiled stays valid
+            return layer.processor if known else self.host(found, layer.index, self._call)
+        if since:
+            raise UnsupportedError(
+                f"The attention processor {kind} was set at {layer.name} after this "
+                f"{type(self.network).__name__} was compressed, and is not one that can be "
+                f"compressed ({stocks}). Set one of these, or restore(denoiser), which leaves "
+                f"{kind} in place, to call it uncompressed."
+            )
+        raise UnsupportedError(
+            f"The attention processor {kind} at {layer.name} is not one that can be compressed "
+            f"({stocks}). Unload what set it, or set back the default; backends are chosen by "
+            "set_attention_backend."
+        )
 
 
 def _device(attn: Any, like: torch.Tensor) -> Any:
@@ -238,6 +291,20 @@ def _device(attn: Any, like: torch.Tensor) -> Any:
     # Offloaded layer by layer: the weights are elsewhere between calls, the layer runs where its
     # hook says.
     return getattr(getattr(attn.to_k, "_hf_hook", None), "execution_device", None)
+
+
+def _has_closed_books(network: Any) -> bool:
+    """Whether the network is offloaded in groups of blocks, with streams.
+
+    Such a group has listed its weights when it was made, and fails (with a KeyError) on one that
+    its blocks got since.
+    """
+    for module in network.modules():
+        registry = module.__dict__.get("_diffusers_hook")
+        hook = registry and registry.get_hook("group_offloading")
+        if hook is not None and hook.group.stream is not None:
+            return True
+    return False
 
 
 @cache

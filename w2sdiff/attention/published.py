@@ -10,8 +10,6 @@ way back loses nothing: same names, same types, same bits.
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +21,24 @@ from torch import Tensor
 from w2sdiff.attention.adapter import FILE, adapter_compression, save_adapter
 from w2sdiff.attention.checkpoint import ABOUT, read_weights
 from w2sdiff.attention.compression import KVCompression
+from w2sdiff.attention.configs import (
+    config_in,
+    config_like,
+    config_of,
+    network_of,
+    positions_in,
+    transformer_folder,
+    width_of,
+)
 from w2sdiff.attention.hosts.base import SLOT
-from w2sdiff.attention.names import QK_NORM, UNPLACED, depth_of, to_diffusers, to_published
+from w2sdiff.attention.inferred import SHOWN, check_depth, compression_of, sizes_of
+from w2sdiff.attention.names import UNPLACED, to_diffusers, to_published
 from w2sdiff.attention.patch import Patch
 from w2sdiff.errors import InputError, UnsupportedError
 
-__all__ = ["Converted", "from_published", "transformer_folder", "write_published"]
+__all__ = ["Converted", "from_published", "write_published"]
 
 EXTRAS = "published.safetensors"
-HEAD_WIDTH = 72  # of every published model
-SCALES = (0.5, 1, 2, 4)  # published interpolation of positions, at 256, 512, 1024 and 2K pixels
-_SHOWN = 3  # names per complaint
 
 
 @dataclass(frozen=True)
@@ -66,36 +71,41 @@ def from_published(
     """Write a published PixArt-α or PixArt-Σ checkpoint as a diffusers transformer folder.
 
     Depth, width, patches and channels are read from the weights; the training resolution and the
-    interpolation of positions from the stored position embedding.
+    interpolation of positions from the stored position embedding. What weights do not tell, or tell
+    in an unknown way, is taken from a folder of the same network, if one is named (`like`).
 
     Args:
         path: the `.pth`; no code in it is run.
         folder: of the transformer, made if it is not there.
         heads: attention heads, which weights do not tell; None: heads of 72 channels, as published.
         size: pixels per side of the training; None: what the position embedding says, or 1024.
+            Eight pixels are one latent, unless `like` is a pipeline, whose VAE says how many.
         ema: take the running average of the weights.
-        like: a transformer's folder, or a pipeline's, that the checkpoint must fit: its depth,
-            width, channels, heads and positions.
+        like: a transformer's folder, or a pipeline's, whose config is taken: heads, size, positions
+            at any interpolation, micro-conditioning. The checkpoint must fit it.
         ratio: the compression ratio the checkpoint must have.
 
     Raises:
         InputError: no such file, damaged, with code in it, or not these weights; another depth,
-            width or ratio than asked for. The message has the names.
+            width, position embedding or ratio than asked for. The message has the names.
         UnsupportedError: it normalises queries and keys, which diffusers' PixArt cannot.
     """
     path, folder = Path(path), Path(folder)
     weights = read_weights(path, ema=ema)
     state, name = weights.state, path.name
-    _check_depth(state, name)
-    config = _config_of(state, name, heads=heads, size=size, about=weights.about)
-    if like is not None:
-        config = _fitting(config, _config_in(transformer_folder(like)), name, Path(like))
-    compression = _compression_of(state, name, ratio)
-    _compare(state, _expected(config, compression), name)
+    check_depth(state, name)
+    sizes = sizes_of(state, name)
+    if like is None:
+        config = config_of(sizes, state, name, heads=heads, size=size, about=weights.about)
+    else:
+        config = config_like(Path(like), sizes, state, name, heads=heads, size=size)
+    compression = compression_of(state, name, ratio)
+    whose = "a PixArt of its sizes" if like is None else f"the config of {like}"
+    _compare(state, _expected(config, compression), name, whose)
 
     parts = to_diffusers(state)
     ours = {key: value for key, value in parts.items() if f".{SLOT}." not in key}
-    network = _network(config)
+    network = network_of(config)
     network.load_state_dict(ours, assign=True)
     network.save_pretrained(folder, safe_serialization=True)
     for file in (folder / FILE, folder / EXTRAS):
@@ -107,7 +117,7 @@ def from_published(
             compressor.load_state_dict(own, assign=True)
         save_adapter(patch, folder)
     _save_extras({key: state[key] for key in UNPLACED if key in state}, folder / EXTRAS)
-    return Converted(folder, config["num_layers"], _width(config), compression)
+    return Converted(folder, config["num_layers"], width_of(config), compression)
 
 
 def write_published(folder: str | Path, path: str | Path) -> Path:
@@ -139,7 +149,7 @@ def write_published(folder: str | Path, path: str | Path) -> Path:
         (2, 16)
     """
     folder, path = transformer_folder(folder), Path(path)
-    config = _config_in(folder)
+    config = config_in(folder)
     state = _read_folder(folder)
     compression = None
     if (folder / FILE).is_file():
@@ -153,223 +163,17 @@ def write_published(folder: str | Path, path: str | Path) -> Path:
         state |= load_file(folder / FILE)
     published = to_published(state, config["num_layers"])
     published |= _extras(folder, config, next(iter(state.values())).dtype)
-    _compare(published, _expected(config, compression), folder.name)
+    _compare(published, _expected(config, compression), folder.name, "its config")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": published, ABOUT: json.dumps({"config": config})}, path)
     return path
-
-
-def transformer_folder(folder: str | Path) -> Path:
-    """The transformer's folder, where a pipeline's may be given.
-
-    Raises:
-        InputError: neither.
-    """
-    folder = Path(folder)
-    inner = folder / "transformer" if (folder / "model_index.json").is_file() else folder
-    if not (inner / "config.json").is_file():
-        raise InputError(f"Expected the folder of a diffusers transformer or pipeline: {folder}.")
-    return inner
-
-
-# ---- what a file is
-
-
-def _check_depth(state: Mapping[str, Tensor], name: str) -> None:
-    depth = depth_of(state)
-    there = {int(key.split(".")[1]) for key in state if key.startswith("blocks.")}
-    missing = sorted(set(range(depth)) - there)
-    if missing:
-        listed = ", ".join(map(str, missing[:_SHOWN]))
-        raise InputError(
-            f"{name} has blocks up to {depth - 1}, but no block {listed}: it is not a whole model."
-        )
-    norms = [key for key in state if QK_NORM.match(key)]
-    if norms:
-        raise UnsupportedError(
-            f"{name} normalises queries and keys over all heads ({norms[0]}, ...), which diffusers'"
-            " PixArt has no place for. Train or take a model without qk_norm."
-        )
-
-
-def _config_of(
-    state: Mapping[str, Tensor],
-    name: str,
-    *,
-    heads: int | None,
-    size: int | None,
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The config that these weights have in diffusers."""
-    needed = ("x_embedder.proj.weight", "final_layer.linear.weight", "y_embedder.y_proj.fc1.weight")
-    absent = [key for key in needed if key not in state]
-    if absent or depth_of(state) == 0:
-        what = ", ".join(absent) or "blocks.0.*"
-        raise InputError(
-            f"{name} is no PixArt checkpoint: it has no {what}; its {len(state)} tensors begin "
-            f"with {', '.join(list(state)[:_SHOWN])}."
-        )
-    patches, last, caption = (state[key] for key in needed)
-    if patches.dim() != 4 or last.dim() != 2 or caption.dim() != 2:
-        raise InputError(
-            f"{name} is no PixArt checkpoint: {needed[0]} is {list(patches.shape)}, "
-            f"{needed[1]} {list(last.shape)}, {needed[2]} {list(caption.shape)}."
-        )
-    width, channels, patch = patches.shape[:3]
-    said = dict(about.get("config", {}))
-    heads = heads or said.get("num_attention_heads") or _published_heads(width, name)
-    if width % heads:
-        raise InputError(f"A width of {width} does not go into {heads} heads.")
-    sample, scale = _positions(state.get("pos_embed"), name, width, patch, size, said)
-    own = {
-        "num_layers": depth_of(state),
-        "num_attention_heads": heads,
-        "attention_head_dim": width // heads,
-        "cross_attention_dim": width,
-        "in_channels": channels,
-        "out_channels": last.shape[0] // patch**2,
-        "patch_size": patch,
-        "caption_channels": caption.shape[1],
-        "sample_size": sample,
-        "interpolation_scale": scale,
-        "use_additional_conditions": "csize_embedder.mlp.0.weight" in state,
-    }
-    return _complete({**said, **own})
-
-
-def _published_heads(width: int, name: str) -> int:
-    if width % HEAD_WIDTH:
-        raise InputError(
-            f"{name} is {width} wide, which is no number of heads of {HEAD_WIDTH} channels as "
-            "published; say how many heads it has (heads=)."
-        )
-    return width // HEAD_WIDTH
-
-
-def _positions(
-    stored: Tensor | None,
-    name: str,
-    width: int,
-    patch: int,
-    size: int | None,
-    said: Mapping[str, Any],
-) -> tuple[int, float]:
-    """Latents per side of the training, and the interpolation of positions."""
-    if stored is None:
-        sample = size // 8 if size else said.get("sample_size", 128)
-        return sample, said.get("interpolation_scale") or max(sample / 64, 0.5)
-    side = math.isqrt(stored.shape[1]) if stored.dim() == 3 else 0
-    if stored.dim() != 3 or side**2 != stored.shape[1] or stored.shape[2] != width:
-        raise InputError(
-            f"{name}: pos_embed is {list(stored.shape)}, expected [1, tokens of a square, {width}]."
-        )
-    if size is not None and size // 8 != side * patch:
-        raise InputError(
-            f"{name} was trained at {8 * side * patch} pixels: its pos_embed has {side} x {side} "
-            f"tokens; you said {size}."
-        )
-    scales = [*SCALES, *filter(None, [said.get("interpolation_scale")])]
-    for scale in scales:
-        # Stored in half precision it still is far nearer than another scale's.
-        if torch.allclose(stored[0].double(), _sincos(width, side, scale).double(), atol=2e-3):
-            return side * patch, scale
-    raise InputError(
-        f"{name}: pos_embed is not the published one at any interpolation of positions "
-        f"({', '.join(map(str, SCALES))}); diffusers computes it and cannot take another."
-    )
-
-
-def _sincos(width: int, side: int, scale: float) -> Tensor:
-    from diffusers.models.embeddings import get_2d_sincos_pos_embed
-
-    table: Tensor = get_2d_sincos_pos_embed(
-        width, side, base_size=side, interpolation_scale=scale, output_type="pt"
-    )
-    return table
-
-
-def _compression_of(
-    state: Mapping[str, Tensor], name: str, wanted: int | tuple[int, int] | None
-) -> KVCompression | None:
-    """What the compressed blocks do, by the sizes of their kernels."""
-    ratios: dict[int, tuple[int, int]] = {}
-    for key, value in state.items():
-        if key.startswith("blocks.") and key.endswith(".attn.sr.weight"):
-            if value.dim() != 4 or value.shape[1] != 1:
-                raise InputError(
-                    f"{name}: {key} is {list(value.shape)}, expected a depthwise kernel "
-                    "[channels, 1, R, R]."
-                )
-            ratios[int(key.split(".")[1])] = (value.shape[2], value.shape[3])
-    pair = (wanted, wanted) if isinstance(wanted, int) else wanted
-    if pair is not None:
-        if not ratios and pair != (1, 1):
-            raise InputError(f"{name} has no compressed blocks (blocks.N.attn.sr.*).")
-        for index, own in ratios.items():
-            if own != pair:
-                raise InputError(
-                    f"{name}: blocks.{index}.attn.sr.weight compresses {own[0]} x {own[1]}, "
-                    f"expected a ratio of {pair[0]} x {pair[1]}."
-                )
-    if not ratios:
-        return None
-    common = Counter(ratios.values()).most_common(1)[0][0]
-    others = {index: own for index, own in ratios.items() if own != common}
-    return KVCompression("conv", common, sorted(ratios), others)
-
-
-# ---- comparing
-
-
-def _network(config: Mapping[str, Any]) -> Any:
-    from diffusers import PixArtTransformer2DModel
-
-    with torch.device("meta"):
-        return PixArtTransformer2DModel.from_config(dict(config))
-
-
-def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the values that are left to their defaults, and nothing else."""
-    network = _network(config)
-    return {key: value for key, value in network.config.items() if not key.startswith("_")}
-
-
-def _config_in(folder: Path) -> dict[str, Any]:
-    data = json.loads((folder / "config.json").read_text("utf-8"))
-    if data.get("_class_name") != "PixArtTransformer2DModel":
-        raise UnsupportedError(
-            f"{folder} holds a {data.get('_class_name')}; published names are those of "
-            "PixArtTransformer2DModel."
-        )
-    return _complete(data)
-
-
-def _width(config: Mapping[str, Any]) -> int:
-    return int(config["num_attention_heads"] * config["attention_head_dim"])
-
-
-def _fitting(
-    found: dict[str, Any], wanted: dict[str, Any], name: str, like: Path
-) -> dict[str, Any]:
-    """The wanted config, if weights of the found one fit it."""
-    facts = {
-        "depth": (found["num_layers"], wanted["num_layers"]),
-        "width": (_width(found), _width(wanted)),
-        "patch size": (found["patch_size"], wanted["patch_size"]),
-        "latent channels": (found["in_channels"], wanted["in_channels"]),
-        "caption width": (found["caption_channels"], wanted["caption_channels"]),
-    }
-    for what, (own, expected) in facts.items():
-        if own != expected:
-            raise InputError(f"{name} has a {what} of {own}; {like} has {expected}.")
-    return wanted
 
 
 def _expected(
     config: Mapping[str, Any], compression: KVCompression | None
 ) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of a network with this config."""
-    network = _network(config)
+    network = network_of(config)
     state: dict[str, Tensor] = dict(network.state_dict())
     if compression is not None:
         with torch.device("meta"):
@@ -382,7 +186,7 @@ def _expected(
 
 
 def _compare(
-    found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], name: str
+    found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], name: str, whose: str
 ) -> None:
     shapes = [
         f"{key} {list(found[key].shape)}, expected {list(shape)}"
@@ -395,18 +199,14 @@ def _compare(
         "of another shape": shapes,
     }
     texts = [
-        f"{len(keys)} {kind} ({', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
+        f"{len(keys)} {kind} ({', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})"
         for kind, keys in complaints.items()
         if keys
     ]
     if texts:
         raise InputError(
-            f"{name} does not fit a PixArt of its sizes: of {len(expected)} tensors, "
-            f"{'; '.join(texts)}."
+            f"{name} does not fit {whose}: of {len(expected)} tensors, {'; '.join(texts)}."
         )
-
-
-# ---- files
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
@@ -437,7 +237,4 @@ def _extras(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> dict
     if (folder / EXTRAS).is_file():
         extras: dict[str, Tensor] = load_file(folder / EXTRAS)
         return extras
-    side, sample = config["sample_size"] // config["patch_size"], config["sample_size"]
-    scale = config["interpolation_scale"]
-    table = _sincos(_width(config), side, scale if scale is not None else max(sample // 64, 1))
-    return {"pos_embed": table[None].to(dtype)}
+    return {"pos_embed": positions_in(config)[None].to(dtype)}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from w2sdiff.generate import Model
     from w2sdiff.highres import Progress, Setup, Source, Tuning
 
-__all__ = ["kv", "parse_ratio"]
+__all__ = ["kv"]
 
 kv = typer.Typer(
     help="Compressed keys and values: published weights in and out, training.",
@@ -50,7 +50,7 @@ def convert(
     ] = None,
     ema: Annotated[bool, typer.Option("--ema", help="Take the running average.")] = False,
     like: Annotated[
-        Path | None, typer.Option(help="A diffusers folder that the weights must fit.")
+        Path | None, typer.Option(help="A diffusers folder of the same network: its config.")
     ] = None,
     ratio: Annotated[
         str | None, typer.Option(help="The compression it must have.", metavar="R or RxR")
@@ -67,6 +67,7 @@ def convert(
     reporter = Reporter(quiet=quiet, as_json=as_json)
     with hush_libraries(debug=debug):
         from w2sdiff.attention import from_published, write_published
+        from w2sdiff.attention.text import parse_plain_ratio
 
         if back:
             if heads or size or ema or like or ratio:
@@ -74,7 +75,7 @@ def convert(
             file = write_published(source, out)
             reporter.result(str(file), "published", file=str(file))
             return
-        wanted = parse_ratio(ratio) if ratio else None
+        wanted = parse_plain_ratio(ratio) if ratio else None
         found = from_published(
             source, out, heads=heads, size=size, ema=ema, like=like, ratio=wanted
         )
@@ -89,21 +90,6 @@ def convert(
         width=found.width,
         compression=compression and compression.to_json(),
     )
-
-
-def parse_ratio(text: str) -> int | tuple[int, int]:
-    """A ratio from "2" or "2x4" (height, width).
-
-    Raises:
-        InputError: the text is neither.
-    """
-    try:
-        pair = [int(part) for part in text.split("x")]
-    except ValueError:
-        pair = []
-    if len(pair) not in (1, 2):
-        raise InputError(f"expected a ratio such as 2, or 2x4 for height and width, got {text!r}")
-    return pair[0] if len(pair) == 1 else (pair[0], pair[1])
 
 
 @kv.command("tune")
@@ -135,7 +121,8 @@ def tune(
         _option(_DATA, "Pictures with captions: of generate, with .txt files, or metadata.jsonl."),
     ] = None,
     draw: Annotated[
-        Path | None, _option(_DATA, "Draw the pictures with the model, of these prompts.")
+        Path | None,
+        _option(_DATA, "Draw the pictures with the model, of these prompts, at the trained size."),
     ] = None,
     draw_steps: Annotated[int | None, _option(_DATA, "Denoising steps of these.")] = None,
     render: Annotated[
@@ -189,6 +176,7 @@ def tune(
     this = process()
     reporter = Reporter(quiet=quiet or not this.is_main, as_json=as_json and this.is_main)
     with hush_libraries(debug=debug):
+        from w2sdiff.accelerator import accelerator_of
         from w2sdiff.generate import find_model
         from w2sdiff.highres import Setup, Tuning
 
@@ -211,6 +199,7 @@ def tune(
             checkpointing=checkpointing,
             seed=seed,
         )
+        accelerator_of(tuning.precision)  # what cannot be had is said before pictures are drawn
         found = find_model(model)
         compression, adapter = _compression(kv_compress)
         setup = Setup(
@@ -283,14 +272,8 @@ def _compression(text: str | None) -> tuple[KVCompression | None, Path | None]:
 
     words, _, place = text.partition("@")
     ratio, *others = words.split(":")
-    edit = CompressedKV.of_words(ratio, others, place)
-    if place:
-        return edit.compression, Path(place)
-    from w2sdiff.attention import KINDS, KVCompression
-
-    kind = others.pop(0) if others and (others[0] in KINDS or len(others) > 1) else "conv"
-    layers = others.pop(0) if others else "deep"
-    return KVCompression(kind, edit.ratio, layers), None
+    edit = CompressedKV.of_words(ratio, others, place, compressor="conv", layers="deep")
+    return edit.compression, Path(place) if place else None
 
 
 def _own_size(model: Model, transformer: Path | None) -> int:
@@ -325,15 +308,17 @@ def _source(
     if render is not None:
         return Rendered(render, size)
     if draw is not None:
-        data = out / "pictures"
-        _draw(reporter, model, draw, draw_steps, data)
+        return _draw(reporter, model, draw, draw_steps, size, out / "pictures")
     assert data is not None
     return Folder(data, size)
 
 
-def _draw(reporter: Reporter, model: Model, prompts: Path, steps: int | None, out: Path) -> None:
-    """Draw what is not there yet, at the model's own size and guidance."""
+def _draw(
+    reporter: Reporter, model: Model, prompts: Path, steps: int | None, size: int, out: Path
+) -> Source:
+    """Draw what is not there yet, at the model's own guidance: these pictures, and no others."""
     from w2sdiff import generate as library
+    from w2sdiff.highres import Folder
     from w2sdiff.jobs import Ledger
     from w2sdiff.methods import Plain
     from w2sdiff.prompts import read_prompts
@@ -341,6 +326,7 @@ def _draw(reporter: Reporter, model: Model, prompts: Path, steps: int | None, ou
     settings = library.Settings(
         steps=model.default("num_inference_steps", 20) if steps is None else steps,
         guidance=model.default("guidance_scale", 4.5),
+        size=(size, size),
     ).on_device(small=model.is_shapes)
     arms = (library.Arm("plain", Plain()),)
     plan = library.Plan(model, settings, arms, tuple(read_prompts(prompts)), (0,))
@@ -349,3 +335,5 @@ def _draw(reporter: Reporter, model: Model, prompts: Path, steps: int | None, ou
             plan, ledger, on_picture=lambda *_: bar.advance("drawing"), on_step=bar.step
         )
     reporter.note(f"pictures: {summary.made} drawn, {summary.found} there already; in {out}")
+    names = [plan.file_name(picture, key) for key, picture in plan.pictures.items()]
+    return Folder(out, size, only=names)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from w2sdiff.accelerator import accelerator_of
+from w2sdiff.accelerator import accelerator_of, load_scaler, scaler_state
+from w2sdiff.average import Average
 from w2sdiff.core2.compact import CompactNoiseModel
 from w2sdiff.core2.data import Batch, Collected
 from w2sdiff.core2.noise_model import save_noise_model
@@ -122,7 +123,7 @@ class _Run:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if training.compile:
             self.model = torch.compile(self.model)
-        self.average = {n: t.detach().clone() for n, t in model.state_dict().items()}
+        self.average = Average(model.state_dict())
         self.curves = Curves(folder, LOSSES, "error (1: nothing learned)")
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self._error = displacement(training.loss)
@@ -150,7 +151,8 @@ class _Run:
             )
         self.bare.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = {n: t.to(self.accelerator.device) for n, t in state["average"].items()}
+        load_scaler(self.accelerator, state)
+        self.average.load(state["average"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.curves.cut(self.step)
 
@@ -162,7 +164,8 @@ class _Run:
             "training": self._described(),
             "model": {n: t.cpu() for n, t in self.bare.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
+            **scaler_state(self.accelerator),
+            "average": self.average.weights,
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
@@ -195,7 +198,7 @@ class _Run:
             self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self._follow()
+            self.average.follow(training.ema_at(self.step))
             self.step += 1
             self.seconds = before + time.monotonic() - began
             last = self.step == training.steps
@@ -254,26 +257,15 @@ class _Run:
                 yield _parts(batch, count)[rank]
             epoch, left = epoch + 1, 0
 
-    def _follow(self) -> None:
-        """Let the average follow the weights."""
-        decay = self.training.ema_at(self.step)
-        with torch.no_grad():
-            for name, tensor in self.bare.state_dict().items():
-                self.average[name].lerp_(tensor.to(self.average[name]), 1 - decay)
-
     def _validate(self) -> Validation:
         """The average's error on the prompts that were held back; the best one is kept."""
-        own = {n: t.detach().clone() for n, t in self.bare.state_dict().items()}
-        self.bare.load_state_dict(self.average)
-        try:
+        with self.average.worn():
             found = validate(self.bare, self.held, device=self.accelerator.device)
             error = found.errors[self.training.loss]
             self._check(error)
             if error < self.best and self.accelerator.is_main_process:
                 self.best = error
                 self._keep(found)
-        finally:
-            self.bare.load_state_dict(own)
         return found
 
     def _keep(self, found: Validation) -> None:

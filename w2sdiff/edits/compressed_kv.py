@@ -28,7 +28,8 @@ class CompressedKV(Edit):
     and the global range stay, detail is lost. Here the same weights with compression are the weak
     model, and at high resolution its evaluation is the cheaper one. On the command line
     `compressed-kv:KIND:LAYERS=R@ADAPTER`, all but R optional: `compressed-kv:conv:14-27=2`.
-    The adapter `model` is the one in the folder the denoiser was loaded from.
+    A slash gives a place its own ratio: `14-27/4` as LAYERS, and as R `0.6/2+0.85/4`, which follows
+    the noise level. The adapter `model` is the one in the folder the denoiser was loaded from.
 
     Args:
         compressor: kind of compression, see `w2sdiff.attention.KVCompression`; untrained networks
@@ -38,6 +39,7 @@ class CompressedKV(Edit):
         adapter: file or folder of trained compressors (`save_adapter`); "model": the one that
             travels with the denoiser, in its folder; None: as initialised.
         sha256: expected hash of the adapter, checked on loading; None: not checked.
+        per_layer: ratios of single layers, by index, in place of `ratio`.
 
     Cost: no evaluation; the attention of one with n/N of the keys.
 
@@ -48,8 +50,10 @@ class CompressedKV(Edit):
 
     Example:
         >>> from w2sdiff import AutoGuidance, CompressedKV
-        >>> AutoGuidance(weak=CompressedKV(ratio=4), scale=1.5).weak
-        CompressedKV(compressor='average', ratio=4, layers='all', adapter=None, sha256=None)
+        >>> weak = CompressedKV(ratio=4)
+        >>> weak.to_json()
+        {'edit': 'compressed-kv', 'compressor': 'average', 'ratio': 4, 'layers': 'all'}
+        >>> method = AutoGuidance(weak=weak, scale=1.5)
     """
 
     kind = "compressed-kv"
@@ -59,12 +63,13 @@ class CompressedKV(Edit):
     layers: str | tuple[int, ...] | Iterable[int] = "all"
     adapter: str | Path | None = None
     sha256: str | None = None
+    per_layer: tuple[tuple[int, Any], ...] | Mapping[int, Any] = ()
 
     def __post_init__(self) -> None:
         """Bring every field to its one form, and refuse an adapter that is not there."""
-        compression = self._compression(self.ratio, self.layers)
-        object.__setattr__(self, "ratio", compression.ratio)
-        object.__setattr__(self, "layers", compression.layers)
+        compression = self.compression
+        for name in ("ratio", "layers", "per_layer"):
+            object.__setattr__(self, name, getattr(compression, name))
         if self.adapter is not None:
             object.__setattr__(self, "adapter", str(self.adapter))
             if self.adapter != MODEL:
@@ -73,7 +78,9 @@ class CompressedKV(Edit):
     @property
     def compression(self) -> KVCompression:
         """What is done to the denoiser."""
-        return self._compression(self.ratio, self.layers)
+        from w2sdiff.attention import KVCompression
+
+        return KVCompression(self.compressor, self.ratio, self.layers, self.per_layer)
 
     @classmethod
     def from_text(cls, argument: str | None, value: str) -> CompressedKV:
@@ -85,32 +92,37 @@ class CompressedKV(Edit):
         return cls.of_words(ratio, [part for part in (argument or "").split(":") if part], adapter)
 
     @classmethod
-    def of_words(cls, ratio: str, words: list[str], adapter: str = "") -> CompressedKV:
-        """From `R` or `HEIGHTxWIDTH`, a kind and layers (both optional), and an adapter's place.
+    def of_words(
+        cls, ratio: str, words: list[str], adapter: str = "", **defaults: str
+    ) -> CompressedKV:
+        """From a ratio, a kind and layers (both optional), and an adapter's place.
 
         Args:
-            ratio: may be empty where an adapter says it.
+            ratio: see `w2sdiff.attention.text`; may be empty where an adapter says it.
             words: at most a kind and layers.
             adapter: file, folder or "model"; empty: none.
+            defaults: fields that neither the words nor an adapter say.
 
         Raises:
             InputError: words that mean nothing, or no such adapter.
         """
         from w2sdiff.attention import KINDS, adapter_compression
+        from w2sdiff.attention.text import parse_layers, parse_ratio
 
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = dict(defaults)
         if adapter == MODEL:  # not here to be asked: what the paper did
             fields = {"compressor": "conv", "layers": "deep"}
         elif adapter:
             known = adapter_compression(adapter)
             fields = {"compressor": known.kind, "ratio": known.ratio, "layers": known.layers}
+            fields["per_layer"] = known.per_layer
         if ratio or not adapter:
-            fields["ratio"] = _pair(ratio)
+            fields["ratio"] = parse_ratio(ratio)
         words = list(words)
         if words and (words[0] in KINDS or len(words) > 1):
             fields["compressor"] = words.pop(0)
         if words:
-            fields["layers"] = words.pop(0)
+            fields["layers"], fields["per_layer"] = parse_layers(words.pop(0))
         if words:
             raise InputError(
                 f"Write compressed-kv:KIND:LAYERS=R; {':'.join(words)!r} means nothing there."
@@ -128,8 +140,8 @@ class CompressedKV(Edit):
                 "The adapter 'model' is found when the denoiser is there, so it has no JSON form; "
                 "give its file, kv_adapter.safetensors in the transformer's folder."
             )
-        data = self.compression.to_json()
-        fields = {"compressor": data["kind"], "ratio": data["ratio"], "layers": data["layers"]}
+        data = self.compression.to_json()  # per_layer is in it where there is one
+        fields = {"compressor": data.pop("kind"), **data}
         if self.adapter is not None:
             fields |= {"adapter": str(self.adapter), "sha256": self._hash()}
         return {"edit": self.kind, **fields}
@@ -187,11 +199,6 @@ class CompressedKV(Edit):
             )
         return found
 
-    def _compression(self, ratio: Any, layers: Any) -> KVCompression:
-        from w2sdiff.attention import KVCompression
-
-        return KVCompression(self.compressor, ratio, layers)
-
     def _hash(self) -> str:
         from w2sdiff.attention.adapter import adapter_file
 
@@ -204,13 +211,3 @@ def _switch_off(patch: Patch) -> None:
 
     if patch_of(patch.denoiser) is patch:
         patch.disable()
-
-
-def _pair(ratio: str) -> int | tuple[int, ...]:
-    try:
-        pair = tuple(int(part) for part in ratio.split("x"))
-    except ValueError:
-        raise InputError(
-            f"Write compressed-kv=R, or R as HEIGHTxWIDTH, with whole numbers; got {ratio!r}."
-        ) from None
-    return pair[0] if len(pair) == 1 else pair

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from w2sdiff.highres.changes import Setup, raise_resolution
 from w2sdiff.highres.data import Folder, Rendered, Source
-from w2sdiff.highres.tune import Progress, Tuning, tune
+from w2sdiff.highres.tune import tune
+from w2sdiff.highres.tuning import Progress, Tuning
 
 __all__ = [
     "Folder",

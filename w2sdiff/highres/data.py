@@ -6,7 +6,7 @@ Shapes: pixels uint8 [n, H, W, 3]; latents [n, c, h, w]; text states [n, T, D] w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,16 +49,18 @@ class Folder:
     Args:
         path: the folder.
         size: pixels per side.
+        only: names of the files to take; None: every picture there.
 
     Raises:
         InputError: no pictures there, or one without a caption.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, *, only: Collection[str] | None = None) -> None:
         if not path.is_dir():
             raise InputError(f"Expected a folder of pictures, there is none at {path}.")
         table = _table(path / _TABLE)
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+        files = [file for file in files if only is None or file.name in only]
         found = [(file, _caption(file, table)) for file in files]
         # Sheets of a comparison say what they are, and are no pictures.
         found = [(file, caption) for file, caption in found if caption is not None]

@@ -3,122 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from w2sdiff.accelerator import accelerator_of
+from w2sdiff.accelerator import accelerator_of, load_scaler, scaler_state
 from w2sdiff.attention import save_adapter
+from w2sdiff.average import Average
 from w2sdiff.curves import Curves
-from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.errors import InputError
 from w2sdiff.highres.changes import Parts, Setup
-from w2sdiff.highres.data import Batch, Encoded, Source, encode
-from w2sdiff.highres.optimisers import build_optimiser, check_optimiser
+from w2sdiff.highres.data import Encoded, Source, encode
+from w2sdiff.highres.objective import Levels, Objective
+from w2sdiff.highres.optimisers import build_optimiser
+from w2sdiff.highres.tuning import Progress, Tuning, load_state, save_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Progress", "Tuning", "tune"]
+__all__ = ["tune"]
 
-_STATE = "state.pt"
 _HELD = 2**31 - 1  # the number of the step whose random numbers validation uses
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a network is adapted. Defaults where the paper states them are the paper's.
-
-    Attributes:
-        steps: optimiser steps; with averages to start from, 100 are enough to be usable.
-        batch: pictures per step, over all processes and accumulated ones.
-        optimiser: adamw, adafactor, and where their libraries are installed came (published),
-            prodigy, adamw8bit.
-        lr: learning rate, reached after `warmup` steps and then constant.
-        warmup: steps.
-        weight_decay: of the optimiser.
-        ema: decay of the running average of the weights, which is what is validated and kept.
-        only_adapter: train the compressors alone, and leave the network as it is.
-        teacher: learn the prediction of the network as it was (uncompressed, at the old positions)
-            instead of the noise itself; a second network in memory.
-        drop_caption: share of captions that are left out, for guidance.
-        validation: share of the pictures that is held back.
-        validate_every: steps between validations.
-        keep: steps after which what is there is kept as well.
-        accumulate: parts of a batch whose gradients are added up before a step.
-        precision: "no", "bf16" or "fp16".
-        checkpointing: compute activations twice instead of keeping them.
-        seed: of the order, the noise, and the noise levels.
-
-    Raises:
-        InputError: a value out of range, or an optimiser that is not there.
-    """
-
-    steps: int = 1000
-    batch: int = 32
-    optimiser: str = "adamw"
-    lr: float = 2e-5
-    warmup: int = 50
-    weight_decay: float = 0.0
-    ema: float = 0.999
-    only_adapter: bool = False
-    teacher: bool = False
-    drop_caption: float = 0.1
-    validation: float = 0.02
-    validate_every: int = 100
-    keep: tuple[int, ...] = ()
-    accumulate: int = 1
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    checkpointing: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        for name in ("steps", "batch", "validate_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is at least 1, got {getattr(self, name)}")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"lr is a positive number, got {self.lr}")
-        for name in ("ema", "drop_caption", "validation"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} lies in [0, 1), got {getattr(self, name)}")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise InputError(f"the precision is no, bf16 or fp16, got {self.precision!r}")
-        if self.batch % self.accumulate:
-            raise InputError(f"a batch of {self.batch} does not go into {self.accumulate} parts")
-        object.__setattr__(self, "keep", tuple(sorted(set(self.keep))))
-        check_optimiser(self.optimiser)
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step."""
-        return self.lr * min(1.0, (step + 1) / max(1, self.warmup))
-
-    def ema_at(self, step: int) -> float:
-        """The average's decay at a step: short at first, so that the start is soon forgotten."""
-        return min(self.ema, (1 + step) / (10 + step))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a tuning is, told now and then.
-
-    Attributes:
-        step: optimiser steps done.
-        steps: in all.
-        loss: mean since the last time; None at the start.
-        validation: error of the average on pictures that were held back, if there was one.
-    """
-
-    step: int
-    steps: int
-    loss: float | None
-    validation: float | None = None
 
 
 def tune(
@@ -197,37 +108,6 @@ def tune(
     return done
 
 
-class _Levels:
-    """Noise levels and targets, as the pipeline's scheduler defines them."""
-
-    def __init__(self, scheduler: Any, device: torch.device) -> None:
-        kind = scheduler.config.get("prediction_type")
-        if not hasattr(scheduler, "alphas_cumprod") or kind not in _TARGETS:
-            raise UnsupportedError(
-                f"{type(scheduler).__name__} with prediction_type {kind!r}: the recipe needs a "
-                f"scheduler of noise levels that predicts {', '.join(_TARGETS)}."
-            )
-        squared = scheduler.alphas_cumprod.double()
-        self.alpha = squared.sqrt().float().to(device)
-        self.sigma = (1 - squared).sqrt().float().to(device)
-        self._target = _TARGETS[kind]
-
-    def __len__(self) -> int:
-        return len(self.alpha)
-
-    def noised(self, x0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha x0 + sigma noise, what is to be predicted of it)."""
-        alpha, sigma = (table[times][:, None, None, None] for table in (self.alpha, self.sigma))
-        return alpha * x0 + sigma * noise, self._target(alpha, sigma, x0, noise)
-
-
-_TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "epsilon": lambda _alpha, _sigma, _x0, noise: noise,
-    "v_prediction": lambda alpha, sigma, x0, noise: alpha * noise - sigma * x0,
-    "sample": lambda _alpha, _sigma, x0, _noise: x0,
-}
-
-
 class _Run:
     """One tuning in one process."""
 
@@ -246,7 +126,6 @@ class _Run:
         self.bare = parts.transformer.train()
         if tuning.checkpointing:
             self.bare.enable_gradient_checkpointing()
-        self.teacher = _teacher(setup).to(accelerator.device) if tuning.teacher else None
         self.trained = _trained(parts, tuning)
         optimiser = build_optimiser(
             tuning.optimiser,
@@ -255,8 +134,14 @@ class _Run:
             weight_decay=tuning.weight_decay,
         )
         self.network, self.optimiser = accelerator.prepare(self.bare, optimiser)
-        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
-        self.levels = _Levels(parts.pipe.scheduler, accelerator.device)
+        self.average = Average(self.trained)
+        self.objective = Objective(
+            accelerator,
+            data,
+            Levels(parts.pipe.scheduler, accelerator.device),
+            drop_caption=tuning.drop_caption,
+            teacher=_teacher(setup).to(accelerator.device) if tuning.teacher else None,
+        )
         held = max(1, round(tuning.validation * len(data)))
         if len(data) - held < 1:
             raise InputError(f"{len(data)} pictures are too few: one is held back to validate.")
@@ -268,54 +153,32 @@ class _Run:
 
     def resume(self) -> None:
         """Take up the state in the folder, if there is one."""
-        path = self.folder / _STATE
-        if not path.is_file():
+        state = load_state(self.folder, self.tuning, self.decides)
+        if state is None:
             return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            then = json.loads(state["decides"])
-        except Exception as error:  # damaged bytes raise whatever the place they are in leads to
-            raise InputError(
-                f"{path} is damaged; take another folder: {type(error).__name__}"
-            ) from error
-        now = json.loads(self._described())
-        names = [name for name in now if then.get(name) != now[name]]
-        if names:
-            raise InputError(
-                f"{self.folder} has a tuning with another {', '.join(names)}; take another folder, "
-                "or what it began with"
-            )
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(state["weights"][name])
         self.optimiser.load_state_dict(state["optimiser"])
-        device = self.accelerator.device
-        self.average = {name: t.to(device) for name, t in state["average"].items()}
+        load_scaler(self.accelerator, state)
+        self.average.load(state["average"])
         self.step, self.seconds = state["step"], state["seconds"]
         if self.accelerator.is_main_process:
             self.curves.cut(self.step)
 
     def save(self) -> None:
-        """Write the state, as a whole or not at all."""
+        """Keep the state, so that it can go on from here."""
         if not self.accelerator.is_main_process:
             return
         state = {
-            "decides": self._described(),
             "weights": {name: p.detach().cpu() for name, p in self.trained.items()},
             "optimiser": self.optimiser.state_dict(),
-            "average": self.average,
+            **scaler_state(self.accelerator),
+            "average": self.average.weights,
             "step": self.step,
             "seconds": self.seconds,
         }
-        temporary = self.folder / f".{_STATE}.tmp"
-        torch.save(state, temporary)
-        temporary.replace(self.folder / _STATE)
-
-    def _described(self) -> str:
-        tuning = dataclasses.asdict(self.tuning)
-        for name in ("steps", "keep", "validate_every", "checkpointing"):  # decide no weight
-            del tuning[name]
-        return json.dumps({**tuning, **self.decides}, sort_keys=True)
+        save_state(self.folder, self.tuning, self.decides, state)
 
     # ---- the steps
 
@@ -336,7 +199,7 @@ class _Run:
             self.accelerator.clip_grad_norm_(self.trained.values(), 1.0)
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
-            self._follow()
+            self.average.follow(tuning.ema_at(self.step))
             self.step += 1
             self.seconds = before + time.monotonic() - began
             last = self.step == tuning.steps
@@ -375,47 +238,16 @@ class _Run:
         # A function of seed and step, so that going on after a stop is exact.
         generator = torch.Generator().manual_seed((tuning.seed << 32) + self.step)
         items = torch.randint(self.kept, (tuning.batch,), generator=generator)
-        drawn = self._drawn(items, generator)
+        draw = self.objective.draw(items, generator)
         every = torch.arange(tuning.batch).chunk(count)
         rows = every[accelerator.process_index :: accelerator.num_processes]
         total = 0.0
         for part in rows:
-            loss = self._error(items[part], *(values[part] for values in drawn)) / len(rows)
+            loss = self.objective.error(self.network, draw.part(part)) / len(rows)
             accelerator.backward(loss)
             total += float(loss.detach())
         mean: Tensor = accelerator.reduce(torch.tensor(total, device=accelerator.device), "mean")
         return float(mean)
-
-    def _drawn(self, items: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Which captions are dropped, noise levels, and noise."""
-        count, shape = len(items), self._shape()
-        dropped = torch.rand(count, generator=generator) < self.tuning.drop_caption
-        times = torch.randint(len(self.levels), (count,), generator=generator)
-        return dropped, times, torch.randn(count, *shape, generator=generator)
-
-    def _shape(self) -> Sequence[int]:
-        return self.data.batch([0], [True]).latents.shape[1:]
-
-    def _error(self, items: Tensor, dropped: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the network's prediction."""
-        device = self.accelerator.device
-        batch = self.data.batch(items.tolist(), dropped.tolist())
-        batch = Batch(batch.latents.to(device), batch.states.to(device), batch.mask.to(device))
-        times = times.to(device)
-        x, target = self.levels.noised(batch.latents, noise.to(device), times)
-        if self.teacher is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                target = _predicted(self.teacher, x, times, batch).float()
-        with self.accelerator.autocast():
-            predicted = _predicted(self.network, x, times, batch)
-        return (predicted.float() - target).square().mean()
-
-    def _follow(self) -> None:
-        """Let the average follow the weights."""
-        decay = self.tuning.ema_at(self.step)
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                self.average[name].lerp_(parameter.detach().to(self.average[name]), 1 - decay)
 
     # ---- the average
 
@@ -423,64 +255,51 @@ class _Run:
         """The average's error on the pictures held back, at the same noise every time."""
         items = torch.arange(self.kept, len(self.data))
         generator = torch.Generator().manual_seed((self.tuning.seed << 32) + _HELD)
-        drawn = self._drawn(items, generator)
-        errors = []
-        own = self._swap(self.average)
-        try:
-            with torch.no_grad():
-                for part in torch.arange(len(items)).chunk(-(-len(items) // self.tuning.batch)):
-                    error = self._error(items[part], *(values[part] for values in drawn))
-                    errors.append(float(error) * len(part))
-        finally:
-            self._swap(own)
+        draw, errors = self.objective.draw(items, generator), []
+        with self.average.worn(), torch.no_grad():
+            for part in torch.arange(len(items)).chunk(-(-len(items) // self.tuning.batch)):
+                error = self.objective.error(self.network, draw.part(part))
+                errors.append(float(error) * len(part))
         found = sum(errors) / len(items)
         self._check(found)
         return found
 
-    def _swap(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put weights into the network; those that were there."""
-        own = {name: p.detach().clone() for name, p in self.trained.items()}
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(weights[name])
-        return own
-
     def _write(self, folder: Path) -> Path:
         """The averaged weights as stock folders."""
-        patch, own = self.parts.patch, self._swap(self.average)
-        place = folder / "transformer"
-        try:
+        patch, place = self.parts.patch, folder / "transformer"
+        with self.average.worn():
             if not self.accelerator.is_main_process:
                 return place
             if self.tuning.only_adapter:
                 assert patch is not None
                 return save_adapter(patch, folder)
-            if patch is not None:
-                patch.disable()  # what is saved is a stock network, and its adapter beside it
-            try:
+            with self._stock():  # what is saved is a stock network, and its adapter beside it
                 self.bare.save_pretrained(place, safe_serialization=True)
-            finally:
-                if patch is not None:
-                    patch.enable()
             if patch is not None:
                 save_adapter(patch, place)
             return place
-        finally:
-            self._swap(own)
 
     def write_pipeline(self) -> Path:
         """The whole stock pipeline around the averaged weights."""
-        patch, place, own = self.parts.patch, self.folder / "pipeline", self._swap(self.average)
-        try:
-            if patch is not None:
-                patch.disable()
-            self.parts.pipe.save_pretrained(place, safe_serialization=True)
+        patch, place = self.parts.patch, self.folder / "pipeline"
+        with self.average.worn():
+            with self._stock():
+                self.parts.pipe.save_pretrained(place, safe_serialization=True)
             if patch is not None:
                 save_adapter(patch, place / "transformer")
-                patch.enable()
-        finally:
-            self._swap(own)
         return place
+
+    @contextmanager
+    def _stock(self) -> Iterator[None]:
+        """The network without compressors."""
+        patch = self.parts.patch
+        if patch is not None:
+            patch.disable()
+        try:
+            yield
+        finally:
+            if patch is not None:
+                patch.enable()
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -509,22 +328,3 @@ def _trained(parts: Parts, tuning: Tuning) -> dict[str, torch.nn.Parameter]:
         kind = parts.patch.compression.kind if parts.patch else "none"
         raise InputError(f"Compressors of the kind {kind} have nothing to train; take conv.")
     return found
-
-
-def _predicted(network: Any, x: Tensor, times: Tensor, batch: Batch) -> Tensor:
-    """The prediction [B, c, h, w]; a predicted variance, the second half, is left out."""
-    bare = getattr(network, "module", network)
-    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
-    if bare.use_additional_conditions:
-        pixels = torch.tensor([8.0 * x.shape[-2], 8.0 * x.shape[-1]], device=x.device)
-        added["resolution"] = pixels.repeat(len(x), 1)
-        added["aspect_ratio"] = (pixels[:1] / pixels[1:]).repeat(len(x), 1)
-    output: Tensor = network(
-        x,
-        encoder_hidden_states=batch.states,
-        timestep=times,
-        encoder_attention_mask=batch.mask,
-        added_cond_kwargs=added,
-        return_dict=False,
-    )[0]
-    return output[:, : x.shape[1]]

@@ -63,10 +63,12 @@ class Call:
     Attributes:
         planes: the grids of the image tokens, in their order.
         ratios: (height, width) ratio of every layer of the network.
+        on: whether the network is compressed now.
     """
 
     planes: tuple[Plane, ...] = ()
     ratios: tuple[Pair, ...] = ()
+    on: bool = False
 
 
 class Processor:
@@ -84,7 +86,12 @@ class Processor:
     # diffusers looks for these names when it sets a backend for a whole model.
     _own_backend: Any = None
 
-    def __init__(self, stock: Any, index: int, call: Call) -> None:
+    def __init__(self, stock: Any = None, index: int = -1, call: Call | None = None) -> None:
+        if call is None:
+            raise UnsupportedError(
+                "Processors of a compressed transformer cannot be made anew by their class, as "
+                "loading or unloading an IP-Adapter does; restore(denoiser) first."
+            )
         self.stock, self.index, self.call = stock, index, call
 
     # ---- about the host
@@ -142,6 +149,8 @@ class Processor:
     @property
     def off(self) -> bool:
         """Whether this layer runs uncompressed in this call: the stock processor's own work."""
+        if not self.call.on:  # set back after restoring, by one who found it here before
+            return True
         if not self.call.ratios:
             raise UnsupportedError(
                 "Compressed attention learns the grid when the transformer is called; call it, not "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2sdiff.attention.kinds.base import KINDS, KVCompressor, as_image, as_tokens
@@ -37,14 +38,8 @@ class Conv(KVCompressor):
     def build(self, ratio: Ratio, channels: int) -> None:
         """The convolution, starting as the mean, and the norm."""
         (kernel,) = pairs(ratio) or {(1, 1)}
-        # skip_init: no random numbers are drawn for weights that are filled at once.
-        self.sr: nn.Module = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-            nn.Conv2d, channels, channels, kernel, stride=kernel, groups=channels
-        )
-        self.norm = nn.LayerNorm(channels)
-        with torch.no_grad():
-            self.sr.weight.fill_(1 / (kernel[0] * kernel[1]))
-            self.sr.bias.zero_()
+        self.sr = _Mean(channels, kernel)
+        self.norm = _Norm(channels)
 
     def pool(self, x: Tensor, height: int, width: int, ratio: Pair) -> Tensor:
         """The convolution over whole cells, and the norm over the channels of each."""
@@ -53,6 +48,51 @@ class Conv(KVCompressor):
             image = _repeat_edge(image, -height % ratio[0], -width % ratio[1])
         pooled: Tensor = self.norm(as_tokens(self.sr(image)))
         return pooled
+
+
+class _Following(nn.Module):
+    """A layer that computes where its input is, and in its type.
+
+    So it does not matter what came first, the compression or what moves and casts weights layer by
+    layer. It is none of torch's layers, because diffusers' layerwise casting rounds those to eight
+    bits, and with so few weights there is nothing to gain.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def like(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias; where autocast chooses the types, as they are."""
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            return self.weight.to(x.device), self.bias.to(x.device)
+        return self.weight.to(x), self.bias.to(x)
+
+
+class _Mean(_Following):
+    """A weighted sum over each cell, channel by channel: at first the mean."""
+
+    def __init__(self, channels: int, kernel: Pair) -> None:
+        super().__init__()
+        mean = torch.full((channels, 1, *kernel), 1 / (kernel[0] * kernel[1]))
+        self.weight, self.bias = nn.Parameter(mean), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, image: Tensor) -> Tensor:
+        weight, bias = self.like(image)
+        kernel = weight.shape[2:]
+        return F.conv2d(image, weight, bias, stride=kernel, groups=len(weight))
+
+
+class _Norm(_Following):
+    """LayerNorm over the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.like(x)
+        return F.layer_norm(x, weight.shape, weight, bias)
 
 
 def _repeat_edge(image: Tensor, rows: int, columns: int) -> Tensor:
