@@ -89,7 +89,7 @@ class Window:
     Args:
         start: first step, as a fraction of the run in [0, 1].
         stop: end, exclusive, as a fraction of the run in [0, 1]; `stop=0` is an empty window.
-        last: whether the last step may be in the window; W2SD never reflects it.
+        last: whether fractions may include the last step, whose reflection passes the clean level.
         steps: instead of fractions, the steps' numbers, counted from 0.
         when: instead of fractions, a function of (step, number of steps); has no JSON form.
 
