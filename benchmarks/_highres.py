@@ -1,4 +1,4 @@
-"""What the high-resolution benchmarks share: their trainings, and the error of a prediction.
+"""What the high-resolution benchmarks share: trainings, errors of predictions, memory, results.
 
 The trainings take shapes-dit to 128 pixels and compress it, at 64 and at 128. Each is one command
 of the package; `train` runs those that are missing.
@@ -11,7 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from w2sdiff.highres import Rendered
 from w2sdiff.highres.data import Batch, Encoded, encode
@@ -69,18 +71,21 @@ class Training:
 TRAININGS = {
     "tuned": Training(LARGE, "", "", 2000, (500,)),
     "conv64": Training(SMALL, "", "2:conv:deep", 500),
+    "control64": Training(SMALL, "", "", 500),  # what as many steps do without compression
     "adapter64": Training(SMALL, "", "2:conv:deep", 2000, (500,), only_adapter=True),
     "adapter64-4": Training(SMALL, "", "4:conv:deep", 500, only_adapter=True),
     "adapter64-all": Training(SMALL, "", "4:conv:all", 500, only_adapter=True),
     "conv64-4": Training(SMALL, "", "4:conv:deep", 500),
     "conv": Training(LARGE, "tuned", "2:conv:deep", 2000, (100, 200, 500)),
+    "control": Training(LARGE, "tuned", "", 2000, (100, 200, 500)),
     "shallow": Training(LARGE, "tuned", "2:conv:shallow"),
     "middle": Training(LARGE, "tuned", "2:conv:middle"),
     "average": Training(LARGE, "tuned", "2:average:deep"),
     "uniform": Training(LARGE, "tuned", "2:uniform:deep"),
     "adapter": Training(LARGE, "tuned", "2:conv:deep", only_adapter=True),
-    "longer": Training(LARGE, "tuned", ""),  # what 200 more steps do without compression
     "conv-4": Training(LARGE, "tuned", "4:conv:deep"),
+    "conv-4-all": Training(LARGE, "tuned", "4:conv:all"),
+    "adapter-4-all": Training(LARGE, "tuned", "4:conv:all", only_adapter=True),
 }
 
 
@@ -140,6 +145,48 @@ def remembered(file: Path, key: dict, make: Callable[[], dict]) -> dict:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found))
     return found
+
+
+def added(new: dict, old: dict, order: Iterable[str], figures: tuple[str, ...]) -> dict:
+    """What a result file has, with new entries added and those measured again replaced.
+
+    Entries that both have must agree in `figures`: where they do not, the networks are not the same
+    bits, and the file's other entries have no place beside the new ones.
+    """
+    new = json.loads(json.dumps(new))  # as the file would give it back
+    others = [
+        name
+        for name in new.keys() & old.keys()
+        if any(new[name][f] != old[name][f] for f in figures if f in new[name] and f in old[name])
+    ]
+    if others:
+        raise SystemExit(
+            f"Measured again, {', '.join(sorted(others))} came out otherwise than in the file: "
+            "other networks. Measure everything, without --add."
+        )
+    both = {**old, **new}
+    return {name: both[name] for name in order if name in both}
+
+
+def peak_mb(call: Callable[[], Any]) -> float:
+    """Most memory that torch's allocator on the CPU held during a call beyond what it held before.
+
+    In MB of 10^6 bytes, from the profiler's record of every allocation and release, scratch memory
+    of the kernels included. Unlike the resident size of the process it is the same every time.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        seen.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    held = [
+        (event["ts"], event["args"]["Total Allocated"], event["args"]["Bytes"])
+        for event in events
+        if event["name"] == "[memory]"
+    ]
+    _, total, own = min(held)
+    return round((max(total for _, total, _ in held) - (total - own)) / 1e6, 2)
 
 
 def others(pipe: Any, size: int, count: int, folder: Path) -> Batch:

@@ -14,7 +14,15 @@ Two questions, asked apart:
 * **Pictures.** Captions obeyed at equal evaluations, from the same noise: every arm may spend what
   W2SD does at --steps steps. AutoGuidance at scale 2 is W2SD's equal to first order.
 
+Guidance is the pair that needs no second network either: W2SD with guidance 2 and 1 (the pipeline
+as called, at g = 2, against its conditional half), and with 1 and 0, which costs what every other
+pair here costs. Both are plain guidance at g + 1 to first order. AutoGuidance with them is plain
+guidance at g + scale - 1 itself, only dearer, and has no arm.
+
     python benchmarks/compressed_weak.py [--sizes 64 128] [--folder runs/shapes_highres]
+
+`--arms` draws some arms only, and `--add` puts them into the result that is there, if what both
+have agrees to the last digit.
 
 The guidance scale g, at both sizes, is the one that shapes_methods.py chose for plain sampling at
 64 pixels, on other captions.
@@ -38,6 +46,7 @@ from _highres import (
     LARGE,
     SMALL,
     TIMES,
+    added,
     is_known,
     noised,
     others,
@@ -100,19 +109,25 @@ def place_of(size: int, model: Model, folder: Path) -> Place:
     names = (
         {"adapter64": (2, "deep"), "adapter64-4": (4, "deep"), "adapter64-all": (4, "all")}
         if size == SMALL
-        else {"adapter": (2, "deep")}
+        else {"adapter": (2, "deep"), "adapter-4-all": (4, "all")}
     )
     for name, (ratio, layers) in names.items():
         if (file := trained(folder, name)) is not None:
             edit = CompressedKV("conv", ratio, layers, adapter=file)
             compressed[f"conv trained, R = {ratio}, {layers}"] = edit
     weak = {name: Edits((edit,)) for name, edit in compressed.items()}
-    whole = trained(folder, "conv64") if size == SMALL else trained(folder, "conv", 500)
-    if whole is not None:
-        edits = Checkpoint(whole) | CompressedKV("conv", 2, "deep", adapter=whole)
-        weak["network trained with conv, R = 2, deep"] = edits
+    wholes = (
+        {2: trained(folder, "conv64"), 4: trained(folder, "conv64-4")}
+        if size == SMALL
+        else {2: trained(folder, "conv", 500), 4: trained(folder, "conv-4")}
+    )
+    for ratio, whole in wholes.items():
+        if whole is not None:
+            edits = Checkpoint(whole) | CompressedKV("conv", ratio, "deep", adapter=whole)
+            weak[f"network trained with conv, R = {ratio}, deep"] = edits
     drawn = ("average, R = 2, deep", "average, R = 4, all", "conv trained, R = 2, deep")
     drawn += ("conv trained, R = 4, all", "network trained with conv, R = 2, deep")
+    drawn += ("network trained with conv, R = 4, deep",)
     drawn = (EARLY, *(name for name in drawn if name in weak))
     if size == SMALL:
         assert model.weak is not None
@@ -248,17 +263,16 @@ def entrants(place: Place, g: float, steps: int) -> dict[str, tuple[Arm, str | N
     arms: dict[str, tuple[Arm, str | None]] = {
         REFERENCE: (within(Plain()), None),
         "plain, guidance g + 1": (within(Plain(), g + 1), None),
+        "plain, as many steps": (Arm(Plain(), steps, g), None),
     }
-    if place.size == SMALL:
-        arms["plain, as many steps"] = (Arm(Plain(), steps, g), None)
-        # To first order plain guidance at g + 1.
-        guidance = W2SD(strong=Guidance(2.0), weak=one)
-        arms["W2SD, guidance 2 and 1"] = (within(guidance), "plain, guidance g + 1")
+    for high in (2, 1):
+        pair = W2SD(strong=Guidance(high), weak=Guidance(high - 1))
+        arms[f"W2SD, guidance {high} and {high - 1}"] = (within(pair), "plain, guidance g + 1")
     for name in place.drawn:
-        pair: Any = {"strong": one, "weak": one | place.weak[name]}
-        arms[f"W2SD, {name}"] = (within(W2SD(**pair)), f"AutoGuidance 2, {name}")
+        roles: Any = {"strong": one, "weak": one | place.weak[name]}
+        arms[f"W2SD, {name}"] = (within(W2SD(**roles)), f"AutoGuidance 2, {name}")
         for scale in (1.25, 1.5, 2.0) if place.size == SMALL else (1.25, 2.0):
-            method = AutoGuidance(**pair, scale=scale, base=Edits())
+            method = AutoGuidance(**roles, scale=scale, base=Edits())
             arms[f"AutoGuidance {scale:g}, {name}"] = (within(method), None)
     return arms
 
@@ -289,7 +303,8 @@ def bench(size: int, model: Model, args: argparse.Namespace) -> dict:
         told["arm"]["name"] = name
         file = folder / f"{size}_{name}.json".replace(" ", "_").replace(",", "")
         key = {**shared, **told}
-        if args.draw_nothing and not is_known(file, key):
+        asked = not args.draw_nothing and (not args.arms or name in {REFERENCE, *args.arms})
+        if not asked and not is_known(file, key):
             continue
         kept = remembered(file, key, functools.partial(_obeyed, pipe, captions, arm, args.seed))
         hits[name], colours[name] = (np.array(kept[n], bool) for n in ("hits", "colours"))
@@ -341,6 +356,22 @@ def _sha256(edits: Edits) -> str:
     return " ".join(parts)
 
 
+def beside(result: dict, old: dict) -> dict:
+    """The sizes of a result with what the file has besides."""
+    assert old["settings"] == result["settings"], "measured with other settings"
+    sizes = {**old["sizes"], **result["sizes"]}
+    for size in result["sizes"].keys() & old["sizes"].keys():
+        new, known = sizes[size], old["sizes"][size]
+        assert new["limit"] == known["limit"], "measured on other captions"
+        for part, figures in (
+            ("directions", ("strong_error", "error")),
+            ("arms", ("evaluations", "score", "colours_right")),
+        ):
+            order = dict.fromkeys([*new[part], *known[part]])
+            new[part] = added(new[part], known[part], order, figures)
+    return sizes
+
+
 def table(size: int, found: dict) -> str:
     lines = [f"\n{size} pixels: g = {found['guidance_scale']:g}"]
     lines.append(f"{'weak model':44s}{'error':>8s}{'best a':>9s}   by noise level, low to high")
@@ -366,10 +397,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[SMALL, LARGE])
     parser.add_argument("--limit", type=int, default=160, help="captions at 64 pixels")
     parser.add_argument("--limit-large", type=int, default=60, help="captions at 128 pixels")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="draw only these; default: all")
     parser.add_argument("--draw-nothing", action="store_true", help="what is known, and directions")
     parser.add_argument("--pictures", type=int, default=192, help="for the direction; 128: half")
     parser.add_argument("--steps", type=int, default=10, help="steps of W2SD; sets the budget")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--add", action="store_true", help="what the file has stays in it")
     parser.add_argument("--out", type=Path, default=RESULTS / "compressed_weak.json")
     args = parser.parse_args()
 
@@ -389,6 +422,8 @@ def main() -> None:
         },
         "sizes": found,
     }
+    if args.add:
+        result["sizes"] = beside(result, json.loads(args.out.read_text(encoding="utf-8")))
     write(result, args.out)
 
 

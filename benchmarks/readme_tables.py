@@ -338,15 +338,14 @@ def shapes_highres(result: dict) -> str:
         f"{100 * ceiling:.0f}%. *right colours*: as many objects as demanded, in their colours, "
         "whatever their shape and place.\n\n"
         + table(head, rows)
-        + "\n\nOne evaluation, by tokens: milliseconds of the processor (one thread), and as a "
-        "share of none; and most memory in use beyond what was, where it is seen, for eight "
-        "items.\n\n" + _timing(result["timing"])
+        + "\n\nOne evaluation, by tokens: milliseconds of the processor (one thread) per item, and "
+        "as a share of none; and the most memory that the allocator held beyond the weights and "
+        "the inputs, eight items at once.\n\n" + _timing(result["timing"])
     )
 
 
 def _memory(mb: float | None) -> str:
-    # Little fits into memory that the process had before.
-    return f", {mb:.0f} MB" if mb is not None and mb > 20 else ""
+    return "" if mb is None else f", {mb:.1f} MB"
 
 
 def _timing(timing: dict) -> str:
@@ -355,7 +354,7 @@ def _timing(timing: dict) -> str:
         [
             name,
             *(
-                f"{own['ms']:.1f} ({own['over_none']:.2f})" + _memory(own["peak_mb"])
+                f"{own['ms']:.1f} ({own['over_none']:.2f})" + _memory(own.get("peak_mb"))
                 for own in (found[name] for found in timing.values())
             ),
         ]
@@ -401,6 +400,7 @@ def compressed_weak(result: dict) -> str:
                 told(arm["minus_reference"]) if "minus_reference" in arm else "",
                 obeyed(arm["colours_right"]),
                 told(arm["colours_minus_reference"]) if "colours_minus_reference" in arm else "",
+                f"{told(rival)} [{rival['rival']}]" if (rival := arm.get("minus_rival")) else "",
             ]
             for name, arm in found["arms"].items()
         ]
@@ -411,6 +411,7 @@ def compressed_weak(result: dict) -> str:
             "against equal cost",
             "right colours",
             "against equal cost",
+            "obeyed, against equal strength",
         ]
         parts.append(table(head, rows))
     return "\n\n".join(parts)

@@ -12,13 +12,21 @@ and misshapen, and a bar that nobody takes tells nobody apart.
 
 Both take --folder (default runs/shapes_highres). The trainings are the commands that `--commands`
 prints; on one core (OMP_NUM_THREADS=1) 500 steps take 8 minutes at 128 pixels and 2 at 64. An arm
-that was judged is not drawn again, and arms whose training is missing are left out.
+that was judged is not drawn again, and arms whose training is missing are left out. `--add` puts
+arms into the result that is there, if those that both have agree to the last digit.
+
+A network that was compressed and trained has had more training than the one it started from. So its
+rival is the same network, trained on for as many steps without compression.
+
+Memory of an evaluation is what torch's allocator counts. The resident size of the process says
+nothing here: whatever the process had before and gave back is used again.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +39,12 @@ from _highres import (
     SMALL,
     TIMES,
     TRAININGS,
+    added,
     commands,
     errors,
     is_known,
     others,
+    peak_mb,
     predicted,
     remembered,
     train,
@@ -61,13 +71,13 @@ from _shapes import (
 from w2sdiff import Plain
 from w2sdiff.attention import KVCompression
 from w2sdiff.generate import Model, find_model
-from w2sdiff.generate.memory import forget_most, most_and_now_mb
 from w2sdiff.highres import Setup
 from w2sdiff.highres.data import Batch
 from w2sdiff.shapes.captions import parse
 from w2sdiff.shapes.world import Caption, batch, evaluation_captions
 
 TUNED, STOCK = "tuned, 2,000 steps", "64 pixels, as it is"
+STOCK_CONTROL = "64 pixels, 500 more steps"
 DEEP = "deep"
 
 
@@ -119,7 +129,10 @@ NETWORKS = {
     "positions interpolated": Network(rival=""),
     "tuned, 500 steps": Network(training="tuned", step=500, rival="positions interpolated"),
     TUNED: Network(training="tuned", rival="positions interpolated"),
-    "tuned, 2,200 steps": Network(training="longer"),
+    **{
+        f"tuned, {2000 + steps:,} steps": Network(training="control", step=step)
+        for steps, step in ((100, 100), (200, 200), (500, 500), (2000, None))
+    },
     **{
         f"{kind}, untuned": Network(training="tuned", kind=kind)
         for kind in ("average", "uniform", "uniform_every", "nearest", "conv")
@@ -129,7 +142,19 @@ NETWORKS = {
         for layers in ("middle", "shallow")
     },
     **{
-        f"conv, {steps:,} steps": Network(training="conv", step=step, kind="conv", trained=True)
+        f"average, R = 4, {layers}untuned": Network(
+            training="tuned", kind="average", ratio=4, layers=which
+        )
+        for layers, which in (("", DEEP), ("all, ", "all"))
+    },
+    **{
+        f"conv, {steps:,} steps": Network(
+            training="conv",
+            step=step,
+            kind="conv",
+            trained=True,
+            rival=f"tuned, {2000 + steps:,} steps",
+        )
         for steps, step in ((100, 100), (200, 200), (500, 500), (2000, None))
     },
     **{
@@ -146,14 +171,25 @@ NETWORKS = {
     },
     "conv alone, 200 steps": Network(training="adapter", kind="conv", trained=True),
     "conv, R = 4, 200 steps": Network(
-        training="conv-4", kind="conv", ratio=4, trained=True, rival="conv, 200 steps"
+        training="conv-4", kind="conv", ratio=4, trained=True, rival="tuned, 2,200 steps"
+    ),
+    "conv, R = 4, all, 200 steps": Network(
+        training="conv-4-all",
+        kind="conv",
+        ratio=4,
+        layers="all",
+        trained=True,
+        rival="tuned, 2,200 steps",
     ),
     STOCK: Network(SMALL, rival=""),
+    STOCK_CONTROL: Network(SMALL, "control64", rival=STOCK),
     **{
         f"64 pixels, {kind}, untuned": Network(SMALL, kind=kind, rival=STOCK)
         for kind in ("average", "conv")
     },
-    "64 pixels, conv, 500 steps": Network(SMALL, "conv64", kind="conv", trained=True, rival=STOCK),
+    "64 pixels, conv, 500 steps": Network(
+        SMALL, "conv64", kind="conv", trained=True, rival=STOCK_CONTROL
+    ),
     **{
         f"64 pixels, conv alone, {steps:,} steps": Network(
             SMALL, "adapter64", step, kind="conv", trained=True, rival=STOCK
@@ -165,7 +201,7 @@ NETWORKS = {
         SMALL, "adapter64-4", kind="conv", ratio=4, trained=True, rival=STOCK
     ),
     "64 pixels, R = 4, conv, 500 steps": Network(
-        SMALL, "conv64-4", kind="conv", ratio=4, trained=True, rival=STOCK
+        SMALL, "conv64-4", kind="conv", ratio=4, trained=True, rival=STOCK_CONTROL
     ),
 }
 
@@ -176,18 +212,14 @@ def measure(pipe: Any, size: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def judge(pipe: Any, captions: list[Caption], args: argparse.Namespace) -> dict[str, Any]:
-    """Whether a network's pictures obey, and the memory that drawing them takes."""
-    forget_most("cpu")
-    _, before = most_and_now_mb("cpu")
+    """Whether a network's pictures obey."""
     arm = Arm(Plain(), args.steps, args.guidance)
     images, _ = draw(pipe, [c.text for c in captions], arm, seed=args.seed)
-    most, _ = most_and_now_mb("cpu")
     found = verdicts(images, captions)
     pairs = zip(found, captions, strict=True)
     return {
         "hits": [int(verdict.obeyed) for verdict in found],
         "colours": [int(colours_right(verdict, caption)) for verdict, caption in pairs],
-        "peak_mb": None if most is None or before is None else round(most - before),
     }
 
 
@@ -254,7 +286,6 @@ def obedience(found: dict, rival: dict, limit: int, seed: int) -> dict[str, Any]
         "score": proportion(hits.sum(), limit),
         "parts": by_part(hits, captions),
         "colours_right": proportion(colours.sum(), limit),
-        "peak_mb": found["peak_mb"],
     }
     for what, mine in (("hits", hits), ("colours", colours)):
         if what in rival:
@@ -288,6 +319,7 @@ def timing(model: Model, repeats: int, items: int = 8) -> dict[str, dict]:
         for kind, ratio, layers in (
             ("conv", 2, "deep"),
             ("conv", 2, "all"),
+            ("conv", 4, "all"),
             ("average", 2, "deep"),
             ("average", 2, "all"),
             ("average", 4, "all"),
@@ -302,25 +334,23 @@ def timing(model: Model, repeats: int, items: int = 8) -> dict[str, dict]:
         x = torch.randn(items, 8, size // 8, size // 8, generator=generator)
         states = torch.randn(items, 12, 64, generator=generator)
         data = Batch(x, states, torch.ones(items, 12))
+        calls = {
+            name: functools.partial(predicted, pipe.transformer.eval(), x, 500, data, chunk=items)
+            for name, pipe in pipes.items()
+        }
         seconds: dict[str, list[float]] = {name: [] for name in pipes}
-        peaks: dict[str, float | None] = {}
         for repeat in range(repeats + 1):
-            for name, pipe in pipes.items():
-                forget_most("cpu")
-                _, before = most_and_now_mb("cpu")
+            for name, call in calls.items():
                 began = time.process_time()  # whoever else uses the machine does not count
-                predicted(pipe.transformer.eval(), x, 500, data, chunk=items)
+                call()
                 if repeat:
                     seconds[name].append((time.process_time() - began) / items)
-                most, _ = most_and_now_mb("cpu")
-                if most is not None and before is not None:
-                    peaks[name] = max(peaks.get(name) or 0, round(most - before, 1))
         least = {name: min(values) for name, values in seconds.items()}
         found[f"{(size // 8) ** 2} tokens"] = {
             name: {
                 "ms": round(1000 * value, 2),
                 "over_none": round(value / least["none"], 3),
-                "peak_mb": peaks.get(name),
+                "peak_mb": peak_mb(calls[name]),
             }
             for name, value in least.items()
         }
@@ -355,6 +385,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="of timings")
     parser.add_argument("--no-extras", action="store_true", help="judge, and write no result")
     parser.add_argument("--draw-nothing", action="store_true", help="what is known, and errors")
+    parser.add_argument("--add", action="store_true", help="arms that the file has stay in it")
     parser.add_argument("--out", type=Path, default=RESULTS / "shapes_highres.json")
     args = parser.parse_args()
 
@@ -389,6 +420,11 @@ def main() -> None:
         "arms": arms,
         "timing": timing(model, args.repeats),
     }
+    if args.add:
+        old = json.loads(args.out.read_text(encoding="utf-8"))
+        assert old["settings"] == result["settings"], "measured with other settings"
+        figures = ("error", "score", "colours_right")
+        result["arms"] = added(arms, old["arms"], NETWORKS, figures)
     write(result, args.out)
 
 

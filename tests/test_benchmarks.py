@@ -172,6 +172,9 @@ def test_the_ablation_judges_what_needs_no_training(result):
     assert len(result["trainings"]) > 10
     assert all(line.startswith("w2sdiff kv tune") for line in result["trainings"])
     assert [row["none"]["over_none"] for row in result["timing"].values()] == [1, 1, 1]
+    # Activations: so many times the tokens, so many times the memory.
+    small, middle, large = (row["none"]["peak_mb"] for row in result["timing"].values())
+    assert (middle / small, large / middle) == pytest.approx((4, 4), rel=0.1)
 
 
 @pytest.mark.slow
@@ -179,12 +182,46 @@ def test_the_ablation_judges_what_needs_no_training(result):
 def test_weak_models_spend_no_more_than_w2sd_and_their_errors_have_a_direction(result):
     found = result["sizes"]["64"]
     assert max(arm["evaluations"] for arm in found["arms"].values()) == found["budget"]
+    guidance = found["arms"]["W2SD, guidance 1 and 0"]
+    assert guidance["evaluations"] == found["arms"]["W2SD, early checkpoint"]["evaluations"]
+    assert guidance["minus_rival"]["rival"] == "plain, guidance g + 1"
     directions = found["directions"]
     assert {"no caption", "early checkpoint", "average, R = 2, deep"} <= directions.keys()
     for row in directions.values():
         # |w - y|² = |s - y|² + (1 + 2 a) |w - s|²: the three figures belong together.
         moved = row["error"] - row["strong_error"]
         assert (moved > 0) == (row["best_a"]["a"] > -0.5)
+
+
+@pytest.mark.slow
+def test_arms_are_added_only_beside_arms_of_the_same_networks(tmp_path):
+    out = tmp_path / "compressed_weak.json"
+    smallest = SMALLEST["compressed_weak"].format(tmp=tmp_path).split()
+    script = [str(REPO / "benchmarks" / "compressed_weak.py"), *smallest, "--out", str(out)]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *script, *more]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
+
+    reference, first, second = (
+        "plain, equal evaluations",
+        "W2SD, guidance 1 and 0",
+        "plain, guidance g + 1",
+    )
+    done = run("--arms", first)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before = json.loads(out.read_text(encoding="utf-8"))
+    assert before["sizes"]["64"]["arms"].keys() == {reference, first}
+    done = run("--arms", second, "--add")
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = json.loads(out.read_text(encoding="utf-8"))
+    assert after["sizes"]["64"]["arms"].keys() == {reference, first, second}
+    after["sizes"]["64"]["directions"]["early checkpoint"]["error"] += 1e-4
+    out.write_text(json.dumps(after), encoding="utf-8")
+    done = run("--arms", second, "--add")
+    assert done.returncode != 0
+    assert "early checkpoint came out otherwise than in the file" in done.stderr
+    assert json.loads(out.read_text(encoding="utf-8")) == after
 
 
 @pytest.mark.slow
