@@ -50,7 +50,7 @@ def drawing_class(model: Model, *, from_image: bool) -> type:
 
 def call_parameters(cls: type) -> Mapping[str, inspect.Parameter]:
     """What a pipeline of this class can be called with."""
-    return inspect.signature(cls.__call__).parameters  # type: ignore[operator]
+    return inspect.signature(cls.__call__).parameters
 
 
 def control_argument(cls: type) -> str | None:
