@@ -71,6 +71,7 @@ def stock(family, prepare=lambda _pipe: None, **changes):
 
 def refused(capsys, out, *words, model):
     """What is said; nothing was announced or written."""
+    capsys.readouterr()  # what saving the tiny model said
     draw(out, "--json", *words, model=model, expect=2)
     captured = capsys.readouterr()
     assert captured.out == ""
