@@ -341,15 +341,18 @@ def test_what_a_run_would_lack_is_said_before_it_is_announced(
         ("bare.safetensors=inf", "finite"),
         ("bare.safetensors", "no image encoder: put its folder image_encoder"),
         ("pickled/a.safetensors", "has no safetensors weights"),
+        ("empty/a.safetensors", r"it has no config\.json"),
     ],
 )
 def test_an_adapter_that_is_none(adapter, message, tmp_path, image, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("x.bin").touch()
     shutil.copy(ip_adapter_file(), "bare.safetensors")
-    Path("pickled/image_encoder").mkdir(parents=True)
-    shutil.copy("bare.safetensors", "pickled/a.safetensors")
-    Path("pickled/image_encoder/pytorch_model.bin").touch()
+    for folder in ("pickled", "empty"):
+        Path(folder, "image_encoder").mkdir(parents=True)
+        shutil.copy("bare.safetensors", f"{folder}/a.safetensors")
+    for file in ("config.json", "pytorch_model.bin"):
+        Path("pickled/image_encoder", file).touch()
     words = ("--ip-adapter", adapter, "--ip-adapter-image", image)
     told = refused(capsys, "out", *words, model=model_folder("sd"))
     assert re.search(message, told), told

@@ -77,7 +77,7 @@ def generate(
     ] = None,
     ip_adapter_image: Annotated[
         list[Path] | None,
-        typer.Option(help="A picture as a prompt: one for each --ip-adapter."),
+        typer.Option(help="A picture as a prompt: one for each --ip-adapter.", metavar="<path>"),
     ] = None,
     preset: Annotated[
         str | None,

@@ -47,8 +47,11 @@ class ImagePrompt:
             raise InputError(f"the image {self.image} does not exist")
         if not math.isfinite(self.scale):
             raise InputError(f"expected a finite number for an IP-Adapter's scale: {self.scale}")
-        if self.encoder is not None and not self._encoder_files():
-            raise InputError(f"{self.encoder} has no safetensors weights")
+        if self.encoder is not None:
+            if not (self.encoder / "config.json").is_file():
+                raise InputError(f"{self.encoder} is no image encoder: it has no config.json")
+            if not self._encoder_weights():
+                raise InputError(f"{self.encoder} has no safetensors weights")
 
     @classmethod
     def parse(cls, text: str, image: Path) -> ImagePrompt:
@@ -74,7 +77,7 @@ class ImagePrompt:
 
     def decides(self) -> dict[str, Any]:
         """What of this decides the pixels, as JSON: files by their hash."""
-        files = [*self._encoder_files(), self.encoder / "config.json"] if self.encoder else []
+        files = [*self._encoder_weights(), self.encoder / "config.json"] if self.encoder else []
         return {
             "adapter": file_sha256(self.file),
             "encoder": digest({file.name: file_sha256(file) for file in files}) if files else None,
@@ -91,7 +94,7 @@ class ImagePrompt:
         """The inverse of `to_json`."""
         return cls(Path(data["file"]), Path(data["image"]), data["scale"])
 
-    def _encoder_files(self) -> list[Path]:
+    def _encoder_weights(self) -> list[Path]:
         return sorted(self.encoder.glob("*.safetensors")) if self.encoder else []
 
 

@@ -99,11 +99,14 @@ def _check_experts(edit: Experts, model: Model) -> None:
 
 def _denoisers(model: Model) -> list[tuple[str, str]]:
     """(component, class) of the denoisers whose classes are diffusers' own."""
+    import diffusers
+
     entries = [(name, model.index.get(name)) for name in DENOISERS]
     return [
         (name, entry[1])
         for name, entry in entries
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] == "diffusers"
+        if isinstance(entry, list) and entry[0] == "diffusers" and hasattr(diffusers, entry[1])
+        if (model.folder / name / "config.json").is_file()
     ]
 
 
