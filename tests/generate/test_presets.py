@@ -145,6 +145,24 @@ def test_the_command_line_says_what_to_get(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["w2sd/ip-adapter", "w2sd/controlnet", "w2sd/dit-moe"])
+@pytest.mark.parametrize("model", ["shapes-unet", "shapes-dit"])
+def test_a_preset_on_a_model_that_lacks_what_it_needs(name, model, capsys, tmp_path):
+    out = tmp_path / "out"
+    for more in ((), ("--dry-run",)):
+        told = refused(capsys, "--out", str(out), "--preset", name, "--model", model, *more)
+        assert len(told.splitlines()) == 1, "nothing is announced"
+        assert f"the preset {name} needs {preset(name).needs}" in told
+        assert "--model" in told or "--ip-adapter" in told
+    assert not out.exists()
+
+
+def test_the_preset_for_experts_takes_a_mixture_of_experts(capsys, tmp_path):
+    words = ["generate", "a red circle", "--model", str(model_folder("hidream")), "--dry-run"]
+    assert main([*words, "--preset", "w2sd/dit-moe", "--out", str(tmp_path)]) == 0
+    assert "50 steps, 296 evaluations" in capsys.readouterr().err
+
+
 def test_a_preset_on_the_command_line_and_what_is_said_beside_it(capsys, tmp_path):
     model = model_folder("sd", weak=True, lora=True)
     words = ["generate", "a red circle", "--model", str(model), "--device", "cpu", "--dry-run"]

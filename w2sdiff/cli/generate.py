@@ -13,7 +13,7 @@ from w2sdiff.cli.interrupt import Interrupt
 from w2sdiff.errors import InputError
 
 if TYPE_CHECKING:
-    from w2sdiff.generate import LoraFile, Picture, Plan
+    from w2sdiff.generate import ImagePrompt, LoraFile, Picture, Plan
     from w2sdiff.jobs import Event, Ledger, Summary
     from w2sdiff.prompts import PromptRow
 
@@ -72,6 +72,13 @@ def generate(
     image_strength: Annotated[
         float | None, typer.Option(help="How much of it is redrawn, up to 1. Default: 0.6.")
     ] = None,
+    control_image: Annotated[
+        Path | None, typer.Option(help="A picture (edges, depth, ...) for the model's ControlNet.")
+    ] = None,
+    ip_adapter_image: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture as a prompt: one for each --ip-adapter.", metavar="<path>"),
+    ] = None,
     preset: Annotated[
         str | None,
         _option(_METHOD, "Published settings, unless given otherwise; see `list presets`."),
@@ -120,6 +127,15 @@ def generate(
             _MODEL,
             "Load a LoRA, at weight 1 unless @W or an edit says otherwise; may be given again.",
             metavar="NAME=FILE@W",
+        ),
+    ] = None,
+    ip_adapter: Annotated[
+        list[str] | None,
+        _option(
+            _MODEL,
+            "Load an IP-Adapter, at scale 1 unless told; its folder image_encoder lies beside it. "
+            "May be given again.",
+            metavar="FILE=SCALE",
         ),
     ] = None,
     device: Annotated[str, _option(_MACHINE, "auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -194,8 +210,10 @@ def generate(
             size=parse_size(size),
             scheduler=_first(scheduler, said.get("scheduler")),
             image=image,
-            image_strength=0.6 if image and image_strength is None else image_strength,
+            image_strength=library.image_strength(found, image, image_strength),
+            control_image=control_image,
             loras=tuple(map(parse_lora, lora or [])),
+            image_prompts=_image_prompts(ip_adapter or [], ip_adapter_image or []),
             device=device,
             dtype=dtype,
             offload=offload,
@@ -219,7 +237,8 @@ def generate(
         if not 1 <= count <= 1_000_000:
             raise InputError(f"expected a count from 1 to 1000000, got {count}")
         seeds = tuple(range(seed, seed + count))
-        plan = library.Plan(found, settings, arms, tuple(rows), seeds, batch)
+        with published.explained():
+            plan = library.Plan(found, settings, arms, tuple(rows), seeds, batch)
         check_writable(out)
         with Ledger(out) as ledger:
             _announce(reporter, plan, ledger, notes)
@@ -354,6 +373,17 @@ def _rows(given: list[str], file: Path | None) -> list[PromptRow]:
     if not rows:
         raise InputError("expected a prompt, or a file of prompts with --prompts")
     return rows
+
+
+def _image_prompts(adapters: list[str], images: list[Path]) -> tuple[ImagePrompt, ...]:
+    from w2sdiff.generate import ImagePrompt
+
+    if len(adapters) != len(images):
+        raise InputError(
+            "expected one --ip-adapter-image for each --ip-adapter, got "
+            f"{len(images)} for {len(adapters)}"
+        )
+    return tuple(map(ImagePrompt.parse, adapters, images))
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

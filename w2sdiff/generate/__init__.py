@@ -9,8 +9,10 @@ with a key made of everything that decides its pixels. `Studio` draws without a 
 from __future__ import annotations
 
 from w2sdiff.generate.again import Again, make_again
+from w2sdiff.generate.calls import image_strength
 from w2sdiff.generate.choose import choose_method, find_loras, parse_kv, parse_window, with_loras
 from w2sdiff.generate.draw import Drawn, Shot, Studio, Verdict
+from w2sdiff.generate.image_prompts import ImagePrompt
 from w2sdiff.generate.models import DEFAULT_MODEL, Model, find_model
 from w2sdiff.generate.plan import Arm, Picture, Plan, compared, slug
 from w2sdiff.generate.presets import Preset
@@ -30,6 +32,7 @@ __all__ = [
     "Again",
     "Arm",
     "Drawn",
+    "ImagePrompt",
     "LoraFile",
     "Model",
     "Picture",
@@ -48,6 +51,7 @@ __all__ = [
     "find_loras",
     "find_model",
     "generate",
+    "image_strength",
     "item_of",
     "make_again",
     "outcome_of",

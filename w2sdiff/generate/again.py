@@ -21,6 +21,8 @@ from w2sdiff.methods import Method, from_json
 
 __all__ = ["Again", "make_again"]
 
+_FILES = ("image", "control_image", "image_prompts", "loras")  # of settings, by their hashes
+
 
 @dataclass(frozen=True)
 class Again:
@@ -152,5 +154,5 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
                 yield f"{name}: {old} then, {new} now"
     for name in sorted({*then["decides"], *now["decides"]}):
         if then["decides"].get(name) != now["decides"].get(name):
-            what = "file" if name in ("image", "loras") else "value"
+            what = "file" if name in _FILES else "value"
             yield f"another {what} for {name}"

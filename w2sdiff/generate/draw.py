@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from w2sdiff.drivers import Run, RunStats, attach
 from w2sdiff.errors import InputError, W2SDiffError
+from w2sdiff.generate.calls import call_parameters, check_call, control_argument
 from w2sdiff.generate.memory import forget_peak, free_memory, is_out_of_memory, peak_mb
 from w2sdiff.generate.models import DENOISERS, Model
 from w2sdiff.generate.noise import noise_sha256
-from w2sdiff.generate.pipeline import call_parameters, check_call, load_pipeline
+from w2sdiff.generate.pipeline import load_pipeline
 from w2sdiff.generate.settings import Settings
 from w2sdiff.generate.stages import Stage, Stages
 from w2sdiff.imaging import open_image
 from w2sdiff.methods import Method
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
 
     from w2sdiff.edits import CompressedKV
@@ -157,13 +160,14 @@ class Studio:
             settings: how, resolved by `Settings.on_device`.
 
         Raises:
+            InputError: the loaded pipeline lacks a picture that it must be called with.
             UnsupportedError: the loaded pipeline cannot be called so.
         """
         if (model, settings.loading()) != (self.model, self.settings.loading()):
             self.close()
         self.model, self.settings = model, settings
         if self._pipe is not None:
-            check_call(self._pipe, settings)
+            check_call(type(self._pipe), settings)
 
     def draw(
         self,
@@ -305,7 +309,8 @@ class Studio:
     def _arguments(self, shots: list[Shot]) -> dict[str, Any]:
         import torch
 
-        settings, accepted = self.settings, call_parameters(self.pipe)
+        settings, cls = self.settings, type(self.pipe)
+        accepted = call_parameters(cls)
         arguments: dict[str, Any] = {
             "prompt": [shot.prompt for shot in shots],
             # Noise comes from the CPU and the picture's own seed: no device or batch changes it.
@@ -330,7 +335,12 @@ class Studio:
         if settings.size:
             arguments["width"], arguments["height"] = settings.size
         if settings.image:
-            arguments["image"] = [_start_image(settings)] * len(shots)
+            arguments["image"] = [_sized(settings.image, settings)] * len(shots)
+        control = control_argument(cls)
+        if settings.control_image and control:
+            arguments[control] = [_sized(settings.control_image, settings)] * len(shots)
+        if settings.image_prompts:  # one picture for each adapter, whatever the batch
+            arguments["ip_adapter_image"] = [open_image(x.image) for x in settings.image_prompts]
         return {
             name: value
             for name, value in arguments.items()
@@ -366,9 +376,8 @@ class _Bar:
             self._stages.end("denoising")
 
 
-def _start_image(settings: Settings) -> Image:
-    assert settings.image is not None
-    image = open_image(settings.image)
+def _sized(path: Path, settings: Settings) -> Image:
+    image = open_image(path)
     size = settings.size or (max(8, image.width // 8 * 8), max(8, image.height // 8 * 8))
     return image if image.size == size else image.resize(size)
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 from w2sdiff.edits import load_lora
 from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.generate.calls import check_call, drawing_class
+from w2sdiff.generate.image_prompts import load_image_prompts
 from w2sdiff.generate.models import DENOISERS, Model
 from w2sdiff.generate.settings import SCHEDULERS, Settings
 
-__all__ = ["call_parameters", "check_call", "load_pipeline", "scheduler_for"]
+__all__ = ["load_pipeline", "scheduler_for"]
 
 
 def load_pipeline(model: Model, settings: Settings) -> Any:
-    """The stock pipeline of a model, on its device, with its LoRAs loaded.
+    """The stock pipeline of a model, on its device, with its adapters loaded.
 
     Only safetensors are read and no code that comes with a model is run. `settings` must be
     resolved (`Settings.on_device`).
@@ -26,16 +26,14 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
         UnsupportedError: the pipeline cannot do what was asked.
     """
     import torch
-    from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 
-    loader: Any = AutoPipelineForImage2Image if settings.image else DiffusionPipeline
+    cls: Any = drawing_class(model, from_image=settings.image is not None)
+    check_call(cls, settings)
     options: dict[str, Any] = {_dtype_word(): getattr(torch, settings.dtype)}
-    if settings.image and model.pipeline.endswith("Img2ImgPipeline"):
-        loader = DiffusionPipeline
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside diffusers and transformers
-            pipe = loader.from_pretrained(
+            pipe = cls.from_pretrained(
                 model.folder,
                 use_safetensors=True,
                 variant=model.variant,
@@ -43,42 +41,18 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
                 **options,
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        if settings.image and "AutoPipeline" in str(error):
-            raise UnsupportedError(f"{model.pipeline} has no image-to-image form") from error
         raise InputError(f"cannot load {model.name}: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     if settings.scheduler:
         pipe.scheduler = scheduler_for(pipe, settings.scheduler)
     _load_loras(pipe, settings)
-    check_call(pipe, settings)
+    load_image_prompts(pipe, settings.image_prompts)
     if settings.attention_backend:
         _set_attention(pipe, settings.attention_backend)
     if settings.tiled:
         _set_tiling(pipe)
     _place(pipe, settings)
     return pipe
-
-
-def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """What the pipeline can be called with."""
-    return inspect.signature(type(pipe).__call__).parameters
-
-
-def check_call(pipe: Any, settings: Settings) -> None:
-    """Refuse what a loaded pipeline cannot be called with.
-
-    Raises:
-        UnsupportedError: it takes no negative prompt, no true CFG scale or no image.
-    """
-    accepted = call_parameters(pipe)
-    wanted = {
-        "a negative prompt": ("negative_prompt", settings.negative),
-        "a true CFG scale": ("true_cfg_scale", settings.true_cfg),
-        "an image": ("image", settings.image),
-    }
-    for what, (name, value) in wanted.items():
-        if value is not None and name not in accepted:
-            raise UnsupportedError(f"{type(pipe).__name__} takes no {what.split(' ', 1)[1]}")
 
 
 def _dtype_word() -> str:

@@ -67,7 +67,9 @@ class Plan:
         batch: pictures made together; the groups are part of what is recorded.
 
     Raises:
-        InputError: no prompts, a seed that no generator takes, or a batch below 1.
+        InputError: no prompts, a seed that no generator takes, a batch below 1, or something that
+            a method needs is not there.
+        UnsupportedError: the pipeline cannot be called with the settings.
     """
 
     model: Model
@@ -87,6 +89,7 @@ class Plan:
             raise InputError(f"expected seeds from 0 to {MAX_SEED}, got {self.seeds[0]}")
         if self.batch < 1:
             raise InputError(f"expected a batch of at least 1, got {self.batch}")
+        self.recipes  # noqa: B018 - what an arm lacks is said before anything is announced
 
     @cached_property
     def batches(self) -> list[tuple[Task, tuple[Picture, ...]]]:

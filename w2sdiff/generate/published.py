@@ -69,7 +69,8 @@ _TABLE = (
         {"strong": "experts=top", "weak": "experts=bottom"},
         {"steps": 50, "guidance": 1.5},
         "",
-        "a pipeline for DiT-MoE, which diffusers does not have; the gate takes 2 of 8 experts",
+        "a pipeline for DiT-MoE, which diffusers does not have (its gate takes 2 of 8 experts); "
+        "another mixture of experts serves as --model",
     ),
     Preset(
         *("w2sd/hidream-experts", "w2sd", "HiDream-I1 (its gate takes 2 of 4 experts)"),
@@ -102,13 +103,17 @@ _TABLE = (
     Preset(
         *("w2sd/controlnet", "w2sd", "any pipeline with a ControlNet", f"{_W2SD}, figure 10"),
         {"strong": "guidance=0.5", "weak": "guidance=0.5,no-control=1"},
-        *(_DDIM, "", "a ControlNet for edge maps, called at conditioning scale 1"),
+        *(_DDIM, ""),
+        "the folder of a pipeline with a ControlNet for edge maps (called at conditioning scale "
+        "1), as --model, and an edge map, as --control-image FILE",
     ),
     # The figure states no scales: both halves are guided as the pipeline is called.
     Preset(
         *("w2sd/ip-adapter", "w2sd", "any pipeline with an IP-Adapter", f"{_W2SD}, figure 17"),
         {"weak": "ip-adapter-scale=0"},
-        *(_DDIM, "", "an IP-Adapter, loaded with load_ip_adapter"),
+        *(_DDIM, ""),
+        "an IP-Adapter, as --ip-adapter FILE, and the picture it looks at, as --ip-adapter-image "
+        "FILE; in Python load_ip_adapter",
     ),
     # ---- W2SD: stacked pairs, video
     Preset(

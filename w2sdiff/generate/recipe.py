@@ -12,9 +12,11 @@ import w2sdiff
 from w2sdiff.edits import Edits
 from w2sdiff.edits import Prompt as PromptEdit
 from w2sdiff.errors import InputError
+from w2sdiff.generate.calls import call_parameters, drawing_class
 from w2sdiff.generate.choose import with_hashes
 from w2sdiff.generate.draw import Shot
 from w2sdiff.generate.models import Model
+from w2sdiff.generate.needs import check_needs
 from w2sdiff.generate.settings import Settings
 from w2sdiff.jobs import Item
 from w2sdiff.methods import Method
@@ -36,6 +38,10 @@ class Recipe:
         settings: how, resolved by `Settings.on_device`.
         method: by which method.
 
+    Raises:
+        InputError: the model or the settings lack what the method or the pipeline needs.
+        UnsupportedError: the pipeline cannot be called with the settings.
+
     Example:
         >>> from w2sdiff import Plain
         >>> from w2sdiff.generate import Recipe, Settings, find_model
@@ -48,10 +54,23 @@ class Recipe:
     settings: Settings
     method: Method
 
+    def __post_init__(self) -> None:
+        """Refuse what the model lacks and the settings do not bring."""
+        check_needs(self.model, self.settings, self.method)
+
     @property
     def steps(self) -> int:
         """The denoising steps that are made: from an image, only the last part of the run."""
-        return max(1, int(self.settings.steps * (self.settings.image_strength or 1.0)))
+        return max(1, int(self.settings.steps * self._strength))
+
+    @property
+    def _strength(self) -> float:
+        if self.settings.image is None:
+            return 1.0
+        accepted = call_parameters(drawing_class(self.model, from_image=True))
+        if "strength" not in accepted:
+            return 1.0
+        return float(self.settings.image_strength or accepted["strength"].default)
 
     @property
     def evaluations(self) -> int:

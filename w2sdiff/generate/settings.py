@@ -12,6 +12,7 @@ from typing import Any
 
 from w2sdiff.edits import CompressedKV
 from w2sdiff.errors import InputError
+from w2sdiff.generate.image_prompts import ImagePrompt
 from w2sdiff.jobs import file_sha256
 from w2sdiff.registry import unknown
 
@@ -90,7 +91,9 @@ class Settings:
         scheduler: a name of `SCHEDULERS`; None for the model's own.
         image: the picture to start from.
         image_strength: how much of it is redrawn, in (0, 1]; None for the pipeline's default.
+        control_image: the picture that a ControlNet looks at.
         loras: LoRAs that are loaded.
+        image_prompts: IP-Adapters that are loaded, each with its picture.
         device: "cpu", "cuda", "cuda:1", "mps"; "auto" is resolved by `on_device`.
         dtype: one of `DTYPES`, or "auto".
         offload: what is kept off the device while it is not needed, one of `OFFLOADS`.
@@ -113,7 +116,9 @@ class Settings:
     scheduler: str | None = None
     image: Path | None = None
     image_strength: float | None = None
+    control_image: Path | None = None
     loras: tuple[LoraFile, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
     offload: str = "none"
@@ -137,8 +142,9 @@ class Settings:
                 )
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise unknown("scheduler", self.scheduler, sorted(SCHEDULERS))
-        if self.image is not None and not self.image.is_file():
-            raise InputError(f"the image {self.image} does not exist")
+        for image in (self.image, self.control_image):
+            if image is not None and not image.is_file():
+                raise InputError(f"the image {image} does not exist")
         if self.image_strength is not None:
             _finite("image strength", self.image_strength)
             if not 0 < self.image_strength <= 1:
@@ -199,7 +205,8 @@ class Settings:
         """What of this decides the pipeline that is loaded; the rest is said at every call."""
         image = self.image is not None
         machine = (self.device, self.dtype, self.offload, self.compile, self.attention_backend)
-        return (self.scheduler, image, self.loras, *machine, self.tiled)
+        adapters = tuple((prompt.file, prompt.scale) for prompt in self.image_prompts)
+        return (self.scheduler, image, self.loras, adapters, *machine, self.tiled)
 
     def decides(self) -> dict[str, Any]:
         """What of this decides the pixels, as JSON: files by their hash, devices by their kind.
@@ -216,6 +223,10 @@ class Settings:
             data["kv_compress"].pop("adapter", None)
         data["device"] = self.device.partition(":")[0]
         data["image"] = file_sha256(self.image) if self.image else None
+        if self.control_image is not None:
+            data["control_image"] = file_sha256(self.control_image)
+        if self.image_prompts:
+            data["image_prompts"] = [prompt.decides() for prompt in self.image_prompts]
         data["loras"] = {
             lora.name: {"sha256": file_sha256(lora.file), "weight": lora.weight}
             for lora in self.loras
@@ -228,8 +239,10 @@ class Settings:
         data["size"] = list(self.size) if self.size else None
         data["image"] = str(self.image) if self.image else None
         data["loras"] = [[x.name, str(x.file), x.weight] for x in self.loras]
+        data["control_image"] = str(self.control_image) if self.control_image else None
+        data["image_prompts"] = [prompt.to_json() for prompt in self.image_prompts] or None
         # Left out where they are not used: a picture then has the key it had before they existed.
-        for name in ("kv_compress", "vae_tiling"):
+        for name in ("control_image", "image_prompts", "kv_compress", "vae_tiling"):
             if data[name] is None:
                 del data[name]
         if self.kv_compress is not None:
@@ -247,6 +260,10 @@ class Settings:
             values = dict(data)
             values["size"] = tuple(values["size"]) if values["size"] else None
             values["image"] = Path(values["image"]) if values["image"] else None
+            if "control_image" in values:
+                values["control_image"] = Path(values["control_image"])
+            prompts = values.get("image_prompts", ())
+            values["image_prompts"] = tuple(ImagePrompt.from_json(prompt) for prompt in prompts)
             values["loras"] = tuple(LoraFile(n, Path(f), w) for n, f, w in values["loras"])
             if "kv_compress" in values:
                 values["kv_compress"] = CompressedKV.from_json(values["kv_compress"])

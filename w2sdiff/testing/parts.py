@@ -30,6 +30,7 @@ __all__ = [
     "decoder_encoder",
     "half_mask",
     "image_embeddings",
+    "ip_adapter_weights",
     "picture",
     "private_randomness",
     "qwen_vl_encoder",
@@ -49,7 +50,7 @@ SD_NOISE: dict[str, Any] = {
     "steps_offset": 1,
 }
 
-_EMBEDDING = 12  # width of an image embedding
+EMBEDDING = 12  # width of an image embedding
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -311,7 +312,7 @@ def half_mask(size: int = 16) -> Tensor:
 def add_ip_adapter(pipe: Any, seed: int, count: int = 1) -> Any:
     """Load random IP-Adapters for image embeddings by the pipeline's own loader."""
     pipe.load_ip_adapter(
-        [_ip_adapter(pipe.unet, seed + i) for i in range(count)],
+        [ip_adapter_weights(pipe.unet, seed + i) for i in range(count)],
         subfolder=[""] * count,
         weight_name=[""] * count,
         image_encoder_folder=None,
@@ -319,7 +320,7 @@ def add_ip_adapter(pipe: Any, seed: int, count: int = 1) -> Any:
     return pipe
 
 
-def _ip_adapter(network: Any, seed: int) -> dict[str, dict[str, Tensor]]:
+def ip_adapter_weights(network: Any, seed: int) -> dict[str, dict[str, Tensor]]:
     """In the form of the published files: a projection to four tokens, keys and values.
 
     The latter are numbered by the odd numbers.
@@ -338,7 +339,7 @@ def _ip_adapter(network: Any, seed: int) -> dict[str, dict[str, Tensor]]:
         for part in ("to_k_ip", "to_v_ip"):
             state[f"{2 * number + 1}.{part}.weight"] = matrix(inner, words)
     projection = {
-        "proj.weight": matrix(4 * words, _EMBEDDING),
+        "proj.weight": matrix(4 * words, EMBEDDING),
         "proj.bias": 0.1 * matrix(1, 4 * words)[0],
         "norm.weight": torch.ones(words),
         "norm.bias": torch.zeros(words),
@@ -349,4 +350,4 @@ def _ip_adapter(network: Any, seed: int) -> dict[str, dict[str, Tensor]]:
 def image_embeddings(seed: int, count: int = 1) -> list[Tensor]:
     """What each adapter looks at: [2, 1, width], without and with the picture."""
     generator = torch.Generator().manual_seed(seed + 17)
-    return [torch.randn(2, 1, _EMBEDDING, generator=generator) for _ in range(count)]
+    return [torch.randn(2, 1, EMBEDDING, generator=generator) for _ in range(count)]

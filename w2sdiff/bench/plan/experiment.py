@@ -23,6 +23,7 @@ from w2sdiff.generate import (
     choose_method,
     find_loras,
     find_model,
+    image_strength,
 )
 from w2sdiff.methods import Method
 from w2sdiff.scorers import Scorer, parse_scorer
@@ -213,7 +214,8 @@ def _settings(words: ArmWords, model: Model, device: str | None) -> Settings:
     }
     if "image" in given:
         given["image"] = Path(given["image"])
-        given.setdefault("image_strength", 0.6)
+        strength = image_strength(model, given["image"], given.get("image_strength"))
+        given["image_strength"] = strength
     if device is not None:
         given["device"] = device
     return Settings(**given, loras=_loras(words.loras, model)).on_device(small=model.is_shapes)
