@@ -12,7 +12,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from w2sdiff.edits.base import EDITS, Context, Edit
-from w2sdiff.edits.swap import Answer, swap
+from w2sdiff.edits.swap import Answer, swapping
+from w2sdiff.edits.undo import Undo, undone_by
 from w2sdiff.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -92,13 +93,12 @@ class SkipLayers(Edit):
         denoisers = [context.pipe.__dict__[name] for name in context.denoisers]
         key = ("skip-layers", self, *map(id, denoisers))
         blocks = context.remember(key, lambda: self._blocks(denoisers))
-        undo = [swap([block], _passing(_forward(block))) for block in blocks]
 
-        def leave() -> None:
-            for one in reversed(undo):
-                one()
+        def change(undo: Undo) -> None:
+            for block in blocks:
+                swapping([block], _passing(_forward(block)))(undo)
 
-        return leave
+        return undone_by(change)
 
     def _blocks(self, denoisers: list[nn.Module]) -> list[nn.Module]:
         found = [
