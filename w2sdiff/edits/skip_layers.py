@@ -61,7 +61,8 @@ class SkipLayers(Edit):
     def __post_init__(self) -> None:
         """Bring the layers to one form."""
         given = self.layers
-        layers = (given,) if isinstance(given, int | str) else tuple(given)
+        single = isinstance(given, str) or not isinstance(given, Iterable)
+        layers = (given,) if single else tuple(given)
         if not layers:
             raise InputError("SkipLayers needs at least one layer, got none.")
         for layer in layers:
