@@ -69,10 +69,10 @@ def check_known(what: str, given: Iterable[str], cls: Any) -> None:
     """
     known = [field.name for field in dataclasses.fields(cls) if field.init]
     for name in given:
+        if not known:
+            raise InputError(f"There is no {what} {name!r}; it takes none.")
         if name not in known:
-            raise (
-                unknown(what, name, known) if known else InputError(f"There is no {what} {name!r}.")
-            )
+            raise unknown(what, name, known)
 
 
 def check_fields(what: str, given: Iterable[str], cls: Any) -> None:
