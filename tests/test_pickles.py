@@ -42,9 +42,9 @@ WHAT = {
     "bytes": (lambda file: file.write_bytes(b"\xff\x00" * 99), "got bytes that mean nothing"),
     "empty": (lambda file: file.touch(), "got an empty file"),
     "safetensors": (lambda file: save_file({"a": torch.ones(2)}, file), "looks like safetensors"),
-    "cut": (cut, "got a zip file that is none, or whose end is missing"),
+    "cut": (cut, "got a zip file that is cut off"),
     "damaged": (lambda file: file.write_bytes(b"\x80\x04broken"), "got a pickle"),
-    "pickled": (pickled, "a pickle that holds other things than tensors"),
+    "pickled": (pickled, "a pickle that is cut off or holds other things than tensors"),
     "module": (module, r"contains code \(torch.nn.modules.linear.Linear\)"),
 }
 READERS = {

@@ -115,14 +115,13 @@ def _looks(path: Path) -> str:
     if not start:
         return "an empty file"
     if start.startswith(b"PK"):
-        return "a zip file that is none, or whose end is missing"
+        return "a zip file that is cut off or not of torch"
     if start.startswith(b"\x80"):
-        return "a pickle that holds other things than tensors, or whose end is missing"
+        return "a pickle that is cut off or holds other things than tensors"
     if start[8:9] == b"{":
         return "what looks like safetensors"
-    text = start.decode("utf-8", errors="replace").rstrip(
-        "\ufffd"
-    )  # the last one may be cut in two
+    # The last character may be cut in two.
+    text = start.decode("utf-8", errors="replace").rstrip("\ufffd")
     printable = all(sign.isprintable() or sign.isspace() for sign in text)
     return "text" if printable and "\ufffd" not in text else "bytes that mean nothing to torch"
 

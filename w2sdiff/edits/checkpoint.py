@@ -78,7 +78,7 @@ class Checkpoint(Edit):
         """Refuse a path that is not there before anything runs."""
         if self.sha256 is not None:
             text(self.sha256, "The sha256 of a checkpoint")
-        if self.source == "":
+        if isinstance(self.source, str) and not self.source.strip():
             raise InputError("A checkpoint is a folder, a file or a hub id; got an empty text.")
         if not self._named:
             from torch import nn
@@ -105,6 +105,10 @@ class Checkpoint(Edit):
         """`checkpoint=PATH`."""
         if argument is not None:
             raise InputError(f"Write checkpoint=PATH; 'checkpoint:{argument}' means nothing.")
+        if not value.strip():
+            raise InputError(
+                "Expected a folder, a file or a hub id after checkpoint=, got nothing."
+            )
         return cls(value)
 
     @classmethod

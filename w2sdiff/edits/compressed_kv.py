@@ -95,8 +95,10 @@ class CompressedKV(Edit):
 
         Of kind and layers, what is not written is the adapter's; without one, the defaults.
         """
-        ratio, _, adapter = value.partition("@")
-        return cls.of_words(ratio, [part for part in (argument or "").split(":") if part], adapter)
+        ratio, at, adapter = value.partition("@")
+        if at and not adapter:
+            raise InputError(f"Expected an adapter's file after the @, got {value!r}.")
+        return cls.of_words(ratio, [] if argument is None else argument.split(":"), adapter)
 
     @classmethod
     def of_words(
@@ -116,6 +118,11 @@ class CompressedKV(Edit):
         from w2sdiff.attention import KINDS, adapter_compression
         from w2sdiff.attention.text import parse_layers, parse_ratio
 
+        if "" in words:
+            raise InputError(
+                "Expected a kind of compression, layers, or both between the colons, such as "
+                f"conv:14-27; got {':'.join(words)!r}, where one is empty."
+            )
         fields: dict[str, Any] = dict(defaults)
         if adapter == MODEL:  # not here to be asked: what the paper did
             fields = {"compressor": "conv", "layers": "deep"}

@@ -79,7 +79,7 @@ class Experts(Edit):
             raise InputError(
                 f"Write experts=top, experts=bottom, experts=K or experts:bottom=K; got {value!r}."
             ) from None
-        return cls(argument or "top", k)  # type: ignore[arg-type]
+        return cls("top" if argument is None else argument, k)  # type: ignore[arg-type]
 
     def enter(self, context: Context) -> Callable[[], None]:
         """Make the gates choose so; the returned function makes them choose as before."""

@@ -102,6 +102,8 @@ class LearnedGuidance(Edit):
         """`learned-guidance=FILE`."""
         if argument is not None:
             raise InputError(f"Write learned-guidance=FILE; ':{argument}' means nothing.")
+        if not value.strip():
+            raise InputError("Expected a noise model's file after learned-guidance=, got nothing.")
         return cls(value)
 
     @classmethod

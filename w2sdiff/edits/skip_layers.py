@@ -80,6 +80,8 @@ class SkipLayers(Edit):
         layers: list[int | str] = []
         for part in re.split(r"[+,]", value):
             numbers = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+            if numbers is None and re.fullmatch(r"\s*(\d*-|-\d+)\s*", part):
+                raise InputError(f"A range of layers has two ends, such as 7-9; got {part!r}.")
             if numbers is None:
                 layers.append(part.strip())
             else:
