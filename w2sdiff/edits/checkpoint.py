@@ -105,10 +105,6 @@ class Checkpoint(Edit):
         """`checkpoint=PATH`."""
         if argument is not None:
             raise InputError(f"Write checkpoint=PATH; 'checkpoint:{argument}' means nothing.")
-        if not value.strip():
-            raise InputError(
-                "Expected a folder, a file or a hub id after checkpoint=, got nothing."
-            )
         return cls(value)
 
     @classmethod
