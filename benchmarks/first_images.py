@@ -5,6 +5,7 @@ make demo && python benchmarks/first_images.py [out/demo]
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -13,10 +14,16 @@ from PIL import Image
 OUT = Path(__file__).parent / "results" / "first_images.png"
 
 
-def main(folder: Path = Path("out/demo")) -> None:
-    paths = sorted(folder.glob("*-compare-*.png"))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("out/demo"), help="of the sheets (out/demo)"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="the picture")
+    args = parser.parse_args()
+    paths = sorted(args.folder.glob("*-compare-*.png"))
     if not paths:
-        sys.exit(f"No sheets in {folder}: run `make demo` first.")
+        sys.exit(f"No sheets in {args.folder}: run `make demo` first.")
     sheets = [Image.open(path).convert("RGB") for path in paths]
     size = (max(s.width for s in sheets), sum(s.height for s in sheets))
     page = Image.new("RGB", size, sheets[0].getpixel((0, 0)))
@@ -24,9 +31,9 @@ def main(folder: Path = Path("out/demo")) -> None:
     for sheet in sheets:
         page.paste(sheet, (0, top))
         top += sheet.height
-    page.save(OUT, optimize=True)
-    print(OUT)
+    page.save(args.out, optimize=True)
+    print(args.out)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]))
+    main()

@@ -26,6 +26,29 @@ SMALLEST = {
 MODELS = {"shapes_balance": "shapes-unet", "core2": "shapes-unet", "shapes_methods": "shapes-dit"}
 
 
+def test_first_images_puts_the_sheets_one_under_the_other(tmp_path):
+    from PIL import Image
+
+    script = REPO / "benchmarks" / "first_images.py"
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    helped = run("--help")
+    assert helped.returncode == 0, helped.stderr
+    assert "usage: first_images.py" in helped.stdout
+    for place, size in enumerate([(6, 4), (3, 5)]):
+        Image.new("RGB", size, (200, 0, 0)).save(tmp_path / f"{place}-compare-x.png")
+    out = tmp_path / "page.png"
+    assert run(str(tmp_path), "--out", str(out)).returncode == 0
+    with Image.open(out) as page:
+        assert page.size == (6, 9)
+    missing = run(str(tmp_path / "none"), "--out", str(out))
+    assert missing.returncode == 1
+    assert "make demo" in missing.stderr
+
+
 @pytest.fixture(scope="module")
 def result(request, tmp_path_factory) -> dict:
     """The last line of a script's output, which is also its file."""

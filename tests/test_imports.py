@@ -22,6 +22,7 @@ OUTSIDE = {"pipelines", "benchmarks", "notebooks", "tests"}
 FLOORS = [
     {"errors"},
     {"registry", "pickles", "curves", "accelerator", "average"},
+    {"forms"},
     {"levels", "attention", "jobs"},
     {"noise_model"},
     {"imaging", "shapes", "mixture"},

@@ -47,12 +47,17 @@ def load_pickle(path: Path) -> Any:
                 f"{path.name} contains code{what} and is not loaded; expected a dictionary of "
                 "tensors: save the model's state_dict(), or ask whoever made it for that"
             ) from error
-        raise InputError(f"{path.name} is damaged or no checkpoint: {first_line(error)}") from error
+        raise _no_checkpoint(path) from error
+    except PermissionError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     # Damaged bytes raise whatever the place they are in leads to.
     except Exception as error:
-        raise InputError(
-            f"{path.name} is damaged, cut off or no checkpoint: {first_line(error)}"
-        ) from error
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"{path.name} is a TorchScript program and is not loaded; expected a dictionary of "
+                "tensors: save the model's state_dict()"
+            ) from error
+        raise _no_checkpoint(path) from error
 
 
 def tensors_of(state: Any, name: str) -> dict[str, Tensor]:
@@ -94,6 +99,31 @@ def some(names: Iterable[str]) -> str:
 def first_line(error: Exception) -> str:
     """The first line of a message; torch goes on for a screen."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _no_checkpoint(path: Path) -> InputError:
+    """In our words: those of torch end in the advice to run whatever code the file holds."""
+    return InputError(
+        f"{path.name} is damaged, cut off or no checkpoint: expected a file that torch.save wrote, "
+        f"got {_looks(path)}; copy or download it again, or give the checkpoint's own file"
+    )
+
+
+def _looks(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "an empty file"
+    if start.startswith(b"PK"):
+        return "a zip file that is cut off or not of torch"
+    if start.startswith(b"\x80"):
+        return "a pickle that is cut off or holds other things than tensors"
+    if start[8:9] == b"{":
+        return "what looks like safetensors"
+    # The last character may be cut in two.
+    text = start.decode("utf-8", errors="replace").rstrip("\ufffd")
+    printable = all(sign.isprintable() or sign.isspace() for sign in text)
+    return "text" if printable and "\ufffd" not in text else "bytes that mean nothing to torch"
 
 
 def _is_weight(key: object, value: object) -> bool:

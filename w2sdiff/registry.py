@@ -54,14 +54,13 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return (self[name].__doc__ or "").strip().splitlines()[0]
 
     def __getitem__(self, name: str) -> type[T]:
-        self._fill()
-        if name not in self._classes:
+        if name not in self:
             raise unknown(self.kind, name, sorted(self._classes))
         return self._classes[name]
 
     def __contains__(self, name: object) -> bool:
         self._fill()
-        return name in self._classes
+        return isinstance(name, str) and name in self._classes
 
     def __iter__(self) -> Iterator[str]:
         self._fill()

@@ -99,6 +99,7 @@ def test_yaml_and_json_say_the_same(tmp_path):
         ({"steps": 0}, "steps: expected a whole number"),
         ({"guidance": "3"}, "guidance: expected a number"),
         ({"size": "wide"}, "size: expected a size"),
+        ({"size": "64x"}, "size: expected a size such as 512 or 768x512, got '64x'"),
         ({"size": 12}, "arms.plain: expected a size in multiples of 8"),
         ({"scheduler": "eular"}, "scheduler: .*Did you mean 'euler'"),
         ({"scorers": []}, "scorers: expected at least one"),

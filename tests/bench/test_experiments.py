@@ -11,6 +11,7 @@ from model_folders import model_folder
 
 from w2sdiff import AutoGuidance, Guidance, InputError, Lora, Plain, ZigZag
 from w2sdiff.bench.plan.experiment import Experiment
+from w2sdiff.bench.plan.missing import evaluations_of, missing_of
 from w2sdiff.bench.plan.words import read_words
 from w2sdiff.bench.rivals.matched import rivals_of
 from w2sdiff.generate import PRESETS
@@ -49,6 +50,10 @@ def test_there_are_some_of_both_kinds():
 @pytest.mark.parametrize("path", EMBEDDED, ids=by_stem)
 def test_one_on_an_embedded_model_is_ready_to_run(path):
     experiment = Experiment.read(path, device="cpu")
+    words = read_words(path)
+    assert missing_of(words) == ()
+    for arm, said in zip(experiment.arms, words.arms, strict=True):
+        assert evaluations_of(said) in (arm.evaluations, None)
     # A pair is measured by the oracle alone, so that nothing is left to choose the best of n by.
     assert (experiment.select is None) == path.stem.startswith("shapes_pairs")
     assert experiment.notes == ()  # nothing is left to be filled in
@@ -70,6 +75,17 @@ def test_one_that_needs_weights_says_which_are_missing(path):
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert words.run["seeds"] == "index"
+    missing = missing_of(words)
+    assert len({(one.kind, one.name) for one in missing}) == len(missing)
+    [model] = [one for one in missing if one.kind == "model"]
+    assert model.name == words.arms[0].model["name"]
+    assert model.arms == tuple(arm.name for arm in words.arms)
+    named = {file for arm in words.arms for file in arm.loras.values()}
+    assert {one.name for one in missing if one.kind == "file"} == named
+    edits = ",".join(str(arm.options.get(role)) for arm in words.arms for role in ROLES)
+    checkpoints = set(re.findall("checkpoint=([^,]+)", edits))
+    assert {one.name for one in missing if one.kind == "checkpoint"} == checkpoints
+    assert not [one for one in missing if one.kind == "edit"]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=by_stem)
@@ -87,6 +103,8 @@ def test_one_that_needs_weights_names_its_source_and_what_the_paper_reports(path
 def test_with_its_weights_it_is_ready_to_run(path, tmp_path):
     """Tiny weights of the same kind in their place; everything else as in the file."""
     experiment = Experiment.read(with_tiny_weights(path, tmp_path), device="cpu")
+    said = {arm.name: evaluations_of(arm) for arm in read_words(path).arms}
+    assert said == {arm.name: arm.evaluations for arm in experiment.arms}
     fewer = {"z-sampling, equal time": 25}
     for arm in experiment.arms:
         assert arm.settings.steps == fewer.get(arm.name, 50)

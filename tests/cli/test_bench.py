@@ -58,6 +58,63 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(tmp_path, capsys):
     assert forecast["seconds"] > 0
 
 
+def test_a_dry_run_names_all_that_is_missing_once(tmp_path, capsys):
+    """And what the arms cost all the same, where the file says enough for that."""
+    path = file_of(
+        tmp_path,
+        model="nobody/nowhere",
+        loras={"style": "absent.safetensors"},
+        prompts="drawbench",
+        scorers=["pickscore", "saturation"],
+        steps=4,
+        guidance=3.0,
+        arms={
+            "plain": {"method": "plain", "base": "lora:style=0.5"},
+            "weak": {"method": "plain", "base": "checkpoint=nobody/elsewhere"},
+            "pair": {"method": "w2sd", "weak": "checkpoint=nobody/elsewhere,guidance=0"},
+            "by the model": {"method": "w2sd"},
+            "of a file": {"method": "core2", "noise_model": "absent.noise"},
+        },
+    )
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["bench", str(path), "--dry-run", "--json"]) == 2
+    said = capsys.readouterr()
+    told = [json.loads(line) for line in said.out.splitlines()]
+    costs = {event["name"]: event["evaluations"] for event in told if event["event"] == "arm"}
+    assert costs == {"plain": 8, "weak": 8, "pair": 17, "by the model": None, "of a file": None}
+    missing = [event for event in told if event["event"] == "missing"]
+    assert [(event["kind"], event["name"]) for event in missing] == [
+        ("model", "nobody/nowhere"),
+        ("file", "absent.safetensors"),
+        ("checkpoint", "nobody/elsewhere"),
+        ("file", "absent.noise"),
+        ("prompts", "drawbench"),
+        ("scorer", "pickscore"),
+    ]
+    assert [event["arms"] for event in missing[2:4]] == [["weak", "pair"], ["of a file"]]
+    assert all("--download" in event["reason"] for event in (*missing[0:3:2], missing[-1]))
+    assert "prompts fetch drawbench" in missing[4]["reason"]
+    last = said.err.splitlines()[-1]
+    assert last.startswith("w2sdiff: error: ")
+    assert "checkpoint nobody/elsewhere, file absent.noise" in last
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main(["bench", str(path), "--dry-run"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert "    17 evaluations a picture  pair" in lines
+    assert "     ? evaluations a picture  by the model" in lines
+    assert any(
+        line.startswith("missing: checkpoint nobody/elsewhere (for weak, p") for line in lines
+    )
+
+
+def test_a_dry_run_without_the_weights_of_a_scorer_forecasts_all_else(tmp_path, capsys):
+    path = file_of(tmp_path, scorers=["pickscore", "saturation"])
+    assert main(["bench", str(path), "--dry-run", "--json", "--out", str(tmp_path / "run")]) == 2
+    told = events(capsys)
+    assert [event["event"] for event in told[-2:]] == ["forecast", "missing"]
+    assert told[-1]["name"] == "pickscore"
+
+
 def test_options_replace_what_the_file_says(tmp_path, capsys):
     path, out = file_of(tmp_path), str(tmp_path / "run")
     words = ["bench", str(path), "--out", out, "--no-report", "--json"]

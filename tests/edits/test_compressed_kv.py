@@ -314,6 +314,14 @@ def test_text_with_an_adapter(tmp_path):
         ("compressed-kv=0.5/2+4", "LEVEL/R"),
         ("compressed-kv:conv:deep:x=2", "means nothing"),
         ("compressed-kv:conv=2@missing.safetensors", "No adapter"),
+        ("compressed-kv=2@", "an adapter's file after the @, got '2@'"),
+        ("compressed-kv:conv:=2", "such as conv:14-27; got 'conv:', where one is empty"),
+        ("compressed-kv::deep=2", "got ':deep', where one is empty"),
+        ("compressed-kv:=2", "where one is empty"),
+        ("compressed-kv=2x", "whole numbers"),
+        ("compressed-kv=0.6/2+", "LEVEL/R"),
+        ("compressed-kv:0-2+3/=2", "whole numbers"),
+        ("compressed-kv:0-2+=2", "layer set"),
     ],
 )
 def test_text_errors_are_one_line_that_helps(text, says):

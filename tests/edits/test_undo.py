@@ -23,6 +23,7 @@ from w2sdiff import (
     Lora,
     NoControl,
     Plain,
+    SkipLayers,
     attach,
 )
 from w2sdiff.edits import Edit, Edits
@@ -233,6 +234,7 @@ CASES = {
     "no-control": (hosts.SD_CONTROL, lambda *_: Edits((NoControl(),))),
     "experts": (hosts.HIDREAM, lambda *_: Edits((Experts("bottom", 1),))),
     "ip-adapter-scale": (hosts.IP, lambda *_: Edits((IPAdapterScale(0.1),))),
+    "skip-layers": (hosts.HIDREAM, lambda *_: Edits((SkipLayers([0, 1]),))),
     "compressed-kv": (VARIANTS["pixart"], lambda *_: Edits((CompressedKV(ratio=2),))),
 }
 

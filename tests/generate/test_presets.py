@@ -111,6 +111,13 @@ def test_what_a_preset_needs_is_said_before_anything_runs():
         preset("w2sd/sdxl-lore")
 
 
+def test_an_option_that_the_method_does_not_have_is_refused():
+    with pytest.raises(InputError, match=r"Unknown option of w2sd 'windw'.*'window'"):
+        preset("w2sd/sdxl-guidance").make(windw="0:0.5")
+    with pytest.raises(InputError, match=r"Unknown option of w2sd 'foo'\. Known: .*strong"):
+        preset("w2sd/sdxl-guidance").make(foo=1)
+
+
 def test_a_method_made_of_a_preset_has_a_json_form():
     method = preset("z-sampling/sdxl").make()
     assert from_json(method.to_json()) == method

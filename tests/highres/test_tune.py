@@ -451,6 +451,33 @@ def test_the_command_draws_its_own_pictures(tmp_path):
     assert found == KVCompression("conv", 2, "deep")
 
 
+def test_the_adapter_called_model_is_the_one_in_the_networks_folder(tmp_path, pictures):
+    """As in `generate`; here it is the place that training begins at."""
+    model, data = model_folder("pixart"), ("--data", str(pictures), "--only-adapter")
+    assert main(words(tmp_path / "a", *data, "--kv-compress", "2:conv:all", model=model)) == 0
+    trained = tmp_path / "a" / "kv_adapter.safetensors"
+    own = shutil.copytree(model, tmp_path / "model") / "transformer" / trained.name
+    shutil.copy(trained, own)
+    made = {}
+    for name, place, whole in (
+        ("b", "model", own.parents[1]),
+        ("c", "2@model", own.parents[1]),
+        ("d", f"@{trained}", model),
+    ):
+        out = tmp_path / name
+        assert main(words(out, *data, "--kv-compress", place, model=whole)) == 0
+        assert adapter_compression(out / trained.name) == KVCompression("conv", 2, "all")
+        made[name] = load_file(out / trained.name)
+    before = load_file(trained)
+    for key, tensor in made["d"].items():
+        assert torch.equal(made["b"][key], tensor)
+        assert torch.equal(made["c"][key], tensor)
+    assert any(not torch.equal(before[key], tensor) for key, tensor in made["d"].items())
+    other = shutil.copytree(own.parent, tmp_path / "transformer")
+    command = [*data, "--transformer", str(other), "--kv-compress", "model"]
+    assert main(words(tmp_path / "e", *command, model=model)) == 0
+
+
 @pytest.mark.parametrize("size", [None, 32], ids=["its own size", "a larger one"])
 def test_the_pictures_are_drawn_at_the_size_that_is_trained(tmp_path, size):
     """And those of another size, left from a command before, are not taken."""
@@ -530,6 +557,13 @@ def test_two_processes_tune_what_one_does(tmp_path, pictures, only_adapter):
         (("--render", "3", "--kv-compress", "2:conv:1-2"), "there is no layer 2"),
         (("--render", "3", "--size", "16", "--kv-compress", "64"), "larger than the grid"),
         (("--render", "3", "--kv-compress", "2@none"), "No adapter"),
+        (("--render", "3", "--kv-compress", "2@"), "an adapter's file after the @, got '2@'"),
+        (("--render", "3", "--kv-compress", "2::all"), "where one is empty"),
+        (
+            ("--render", "3", "--kv-compress", "2@model"),
+            "kv_adapter.safetensors is not there",
+        ),
+        (("--render", "3", "--kv-compress", "model"), "kv_adapter.safetensors is not there"),
         (("--render", "0"), "at least one picture"),
         (("--render", "3", "--size", "18"), "multiple of 4"),
         (("--data", "none"), "none at none"),

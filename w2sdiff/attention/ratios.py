@@ -38,7 +38,7 @@ class Schedule:
         given = self.steps.items() if isinstance(self.steps, Mapping) else self.steps
         try:
             steps = sorted((float(level), plain_ratio(value)) for level, value in given)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(

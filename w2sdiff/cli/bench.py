@@ -15,6 +15,8 @@ from w2sdiff.errors import InputError
 
 if TYPE_CHECKING:
     from w2sdiff.bench.plan.experiment import Experiment
+    from w2sdiff.bench.plan.missing import Missing
+    from w2sdiff.bench.plan.words import Words
     from w2sdiff.bench.run.forecast import Forecast
     from w2sdiff.bench.run.watch import Watch
     from w2sdiff.bench.run.whole import Outcome
@@ -73,7 +75,8 @@ def bench(
         bool, _option(_OUTPUT, "Tables, but no pages and plots.", "--no-report")
     ] = False,
     dry_run: Annotated[
-        bool, _option(_OUTPUT, "Only say what it would make and cost.", "--dry-run")
+        bool,
+        _option(_OUTPUT, "Only say what it would make and cost, and what is missing.", "--dry-run"),
     ] = False,
     quiet: Annotated[bool, _option(_OUTPUT, "Say nothing but errors.", "--quiet", "-q")] = False,
     as_json: Annotated[bool, _option(_OUTPUT, "JSON lines on stdout.", "--json")] = False,
@@ -94,10 +97,17 @@ def bench(
     with hush_libraries(debug=debug):
         from w2sdiff.bench.plan.drawings import Shard
         from w2sdiff.bench.plan.experiment import Experiment
+        from w2sdiff.bench.plan.missing import missing_of
+        from w2sdiff.bench.plan.words import read_words
         from w2sdiff.bench.run.forecast import forecast
         from w2sdiff.bench.run.whole import run_experiment
         from w2sdiff.prompts import load_set
 
+        words = read_words(experiment)
+        lacks = missing_of(words) if dry_run and not download else ()
+        if any(one.kind != "scorer" for one in lacks):  # drawing is planned without scorers
+            _tell_outline(reporter, words)
+            raise _told_missing(reporter, words, lacks)
         read = Experiment.read(experiment, device=_device(device, this), download=download)
         changes = {"limit": limit, "batch": batch, "rivals": False if no_rivals else None}
         given = {name: value for name, value in changes.items() if value is not None}
@@ -109,6 +119,8 @@ def bench(
             reporter.note(note)
         if dry_run:
             _tell_forecast(reporter, forecast(read, prompts, run, shard=part), run)
+            if lacks:
+                raise _told_missing(reporter, words, lacks)
             return
         stopping = "stopping after the batch in hand; Ctrl-C again to stop at once"
         with Interrupt(lambda: reporter.note(stopping)) as stop, ExitStack() as bars:
@@ -185,6 +197,37 @@ def _place(facts: Any) -> str:
     if "arm" not in facts:
         return ""
     return f"{facts['arm']}, prompt {str(facts.get('prompt_id'))[:60]!r}: "
+
+
+def _tell_outline(reporter: Reporter, words: Words) -> None:
+    """What an arm costs, as far as the file alone says it."""
+    from w2sdiff.bench.plan.missing import evaluations_of
+
+    for arm in words.arms:
+        evaluations = evaluations_of(arm)
+        reporter.result(
+            f"{evaluations or '?':>6} evaluations a picture  {arm.name}",
+            "arm",
+            name=arm.name,
+            evaluations=evaluations,
+            rival_of=None,
+            match=None,
+        )
+    reporter.note("rivals, pictures and time can be planned once everything is here")
+
+
+def _told_missing(reporter: Reporter, words: Words, lacks: tuple[Missing, ...]) -> InputError:
+    """Say each of them; return the error that ends the command."""
+    for one in lacks:
+        of_some = 0 < len(one.arms) < len(words.arms)
+        arms = f" (for {', '.join(one.arms)})" if of_some else ""
+        reporter.result(
+            f"missing: {one.kind} {one.name}{arms}: {one.reason}",
+            "missing",
+            **dataclasses.asdict(one),
+        )
+    names = ", ".join(f"{one.kind} {one.name}" for one in lacks)
+    return InputError(f"{words.path} needs what is not here: {names}")
 
 
 def _tell_forecast(reporter: Reporter, cost: Forecast, run: Path) -> None:

@@ -394,9 +394,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    width, _, height = text.lower().partition("x")
+    width, x, height = text.lower().partition("x")
     try:
-        return int(width), int(height or width)
+        return int(width), int(height if x else width)
     except ValueError:
         raise InputError(f"expected a size such as 512 or 768x512, got {text!r}") from None
 

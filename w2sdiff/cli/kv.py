@@ -112,7 +112,8 @@ def tune(
         str | None,
         _option(
             _CHANGE,
-            "Compress keys and values; conv in the deep half, unless said otherwise.",
+            "Compress keys and values; conv in the deep half, unless said otherwise. "
+            "@model: begin with the compressors in the network's folder.",
             metavar="R[:KIND][:LAYERS][@ADAPTER]",
         ),
     ] = None,
@@ -201,7 +202,7 @@ def tune(
         )
         accelerator_of(tuning.precision)  # what cannot be had is said before pictures are drawn
         found = find_model(model)
-        compression, adapter = _compression(kv_compress)
+        compression, adapter = _compression(kv_compress, _network(found, transformer))
         setup = Setup(
             found,
             transformer=transformer,
@@ -264,16 +265,37 @@ def _tune(
         )
 
 
-def _compression(text: str | None) -> tuple[KVCompression | None, Path | None]:
-    """The compression to train, and trained compressors to start from."""
+def _compression(text: str | None, network: Path) -> tuple[KVCompression | None, Path | None]:
+    """The compression to train, and trained compressors to start from.
+
+    As in `generate`, "model" stands for those that lie in the network's own folder.
+    """
     if text is None:
         return None, None
+    from w2sdiff.attention.adapter import adapter_file
     from w2sdiff.edits import CompressedKV
+    from w2sdiff.edits.compressed_kv import MODEL
 
-    words, _, place = text.partition("@")
+    words, at, place = (f"@{MODEL}" if text == MODEL else text).partition("@")
+    if at and not place:
+        raise InputError(f"expected an adapter's file after the @, got {text!r}")
+    if place == MODEL:
+        own = adapter_file(network)
+        if not own.is_file():
+            raise InputError(
+                f"no adapter of compressed keys and values comes with the network: {own} is not "
+                "there; give a file, R@FILE, or leave the adapter out to begin with a new one"
+            )
+        place = str(own)
     ratio, *others = words.split(":")
     edit = CompressedKV.of_words(ratio, others, place, compressor="conv", layers="deep")
     return edit.compression, Path(place) if place else None
+
+
+def _network(model: Model, transformer: Path | None) -> Path:
+    """The folder of the network that is trained: the model's own, or the one in its place."""
+    folder = model.folder if transformer is None else transformer
+    return folder / "transformer" if (folder / "model_index.json").is_file() else folder
 
 
 def _own_size(model: Model, transformer: Path | None) -> int:
@@ -285,9 +307,8 @@ def _own_size(model: Model, transformer: Path | None) -> int:
         return data
 
     vae = read(model.folder / "vae")
-    inner = model.folder if transformer is None else transformer
-    inner = inner / "transformer" if (inner / "model_index.json").is_file() else inner
-    return int(read(inner)["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    own = read(_network(model, transformer))
+    return int(own["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def _source(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from w2sdiff.edits.undo import Undo
 from w2sdiff.errors import InputError
+from w2sdiff.forms import check_fields, listed, mapping
 from w2sdiff.registry import Registry
 
 if TYPE_CHECKING:
@@ -201,6 +202,7 @@ class Edit:
     def from_json(cls, data: Mapping[str, Any]) -> Edit:
         """Inverse of `to_json`."""
         fields = {key: value for key, value in data.items() if key != "edit"}
+        check_fields(f"the edit {cls.kind!r}", fields, cls)
         try:
             return cls(**fields)
         except TypeError as error:
@@ -269,8 +271,13 @@ class Edits:
 
     @classmethod
     def from_json(cls, data: Sequence[Mapping[str, Any]]) -> Edits:
-        """Inverse of `to_json`."""
-        return cls(tuple(EDITS[str(item.get("edit"))].from_json(item) for item in data))
+        """Inverse of `to_json`.
+
+        Raises:
+            InputError: no list of edits, an unknown one, or one that lacks a value.
+        """
+        items = [mapping(item, "An edit") for item in listed(data, "The edits of a role")]
+        return cls(tuple(EDITS[str(item.get("edit"))].from_json(item) for item in items))
 
     def __or__(self, other: Edit | Edits) -> Edits:
         more = other.items if isinstance(other, Edits) else (other,)

@@ -14,6 +14,7 @@ from w2sdiff.edits.hub import is_hub_id, snapshot, variant_of, weights_in
 from w2sdiff.edits.placement import Placement, inner, make_room
 from w2sdiff.edits.undo import Undo, Value, undone_by
 from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.forms import text, values
 from w2sdiff.jobs import digest, file_sha256, weights_sha256
 
 if TYPE_CHECKING:
@@ -75,8 +76,19 @@ class Checkpoint(Edit):
 
     def __post_init__(self) -> None:
         """Refuse a path that is not there before anything runs."""
-        if isinstance(self.source, str | Path) and not is_hub_id(self.source):
-            weights_sha256(Path(self.source))
+        if self.sha256 is not None:
+            text(self.sha256, "The sha256 of a checkpoint")
+        if isinstance(self.source, str) and not self.source.strip():
+            raise InputError("A checkpoint is a folder, a file or a hub id; got an empty text.")
+        if not self._named:
+            from torch import nn
+
+            if not isinstance(self.source, nn.Module):
+                raise InputError(
+                    f"A checkpoint is a path, a hub id or a module; got {self.source!r}."
+                )
+        elif not is_hub_id(self.source):
+            weights_sha256(Path(self.source))  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Checkpoint):
@@ -98,7 +110,9 @@ class Checkpoint(Edit):
     @classmethod
     def from_json(cls, data: Any) -> Checkpoint:
         """Inverse of `to_json`: load from where the weights were, if they still are the same."""
-        return cls(data["path"], sha256=data["sha256"])
+        fields = {name: value for name, value in data.items() if name != "edit"}
+        path, sha256 = values(fields, ("path", "sha256"), f"the edit {cls.kind!r}")
+        return cls(text(path, "The path of a checkpoint"), sha256=sha256)
 
     def to_json(self) -> dict[str, Any]:
         """Where the weights are, and their hash."""

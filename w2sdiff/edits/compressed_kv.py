@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from w2sdiff.edits.base import EDITS, Context, Edit
 from w2sdiff.edits.undo import Undo, undone_by
 from w2sdiff.errors import InputError
+from w2sdiff.forms import text
 from w2sdiff.jobs import weights_sha256
 
 if TYPE_CHECKING:
@@ -67,10 +68,16 @@ class CompressedKV(Edit):
 
     def __post_init__(self) -> None:
         """Bring every field to its one form, and refuse an adapter that is not there."""
+        if self.sha256 is not None:
+            text(self.sha256, "The sha256 of an adapter")
         compression = self.compression
         for name in ("ratio", "layers", "per_layer"):
             object.__setattr__(self, name, getattr(compression, name))
         if self.adapter is not None:
+            if self.adapter == "" or not isinstance(self.adapter, str | Path):
+                raise InputError(
+                    f"An adapter is a file, a folder or {MODEL!r}; got {self.adapter!r}."
+                )
             object.__setattr__(self, "adapter", str(self.adapter))
             if self.adapter != MODEL:
                 self._hash()
@@ -88,8 +95,10 @@ class CompressedKV(Edit):
 
         Of kind and layers, what is not written is the adapter's; without one, the defaults.
         """
-        ratio, _, adapter = value.partition("@")
-        return cls.of_words(ratio, [part for part in (argument or "").split(":") if part], adapter)
+        ratio, at, adapter = value.partition("@")
+        if at and not adapter:
+            raise InputError(f"Expected an adapter's file after the @, got {value!r}.")
+        return cls.of_words(ratio, [] if argument is None else argument.split(":"), adapter)
 
     @classmethod
     def of_words(
@@ -109,6 +118,11 @@ class CompressedKV(Edit):
         from w2sdiff.attention import KINDS, adapter_compression
         from w2sdiff.attention.text import parse_layers, parse_ratio
 
+        if "" in words:
+            raise InputError(
+                "Expected a kind of compression, layers, or both between the colons, such as "
+                f"conv:14-27; got {':'.join(words)!r}, where one is empty."
+            )
         fields: dict[str, Any] = dict(defaults)
         if adapter == MODEL:  # not here to be asked: what the paper did
             fields = {"compressor": "conv", "layers": "deep"}

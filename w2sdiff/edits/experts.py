@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from w2sdiff.edits.base import EDITS, Context, Edit
-from w2sdiff.edits.swap import Answer, swap
+from w2sdiff.edits.swap import Answer, swapping
 from w2sdiff.edits.undo import Undo, undone_by
 from w2sdiff.errors import InputError, UnsupportedError
 
@@ -79,7 +79,7 @@ class Experts(Edit):
             raise InputError(
                 f"Write experts=top, experts=bottom, experts=K or experts:bottom=K; got {value!r}."
             ) from None
-        return cls(argument or "top", k)  # type: ignore[arg-type]
+        return cls("top" if argument is None else argument, k)  # type: ignore[arg-type]
 
     def enter(self, context: Context) -> Callable[[], None]:
         """Make the gates choose so; the returned function makes them choose as before."""
@@ -90,7 +90,7 @@ class Experts(Edit):
         def change(undo: Undo) -> None:
             undo.assign((state, name, self.k) for state, name in counts)
             if self.which == "bottom":
-                undo.add(swap(gates, _lowest))
+                swapping(gates, _lowest)(undo)
 
         return undone_by(change)
 

@@ -33,7 +33,7 @@ def parse_edits(text: str) -> Edits:
     """
     if not text.strip():
         raise InputError("Empty edits; write for example guidance=1 or lora:dpo=-1.5,guidance=1.")
-    return Edits(tuple(_parse_one(part) for part in _split(text)))
+    return Edits(tuple(_parse_one(part) for part in split_edits(text)))
 
 
 def _parse_one(part: str) -> Edit:
@@ -49,8 +49,12 @@ def _parse_one(part: str) -> Edit:
     return EDITS[match["kind"]].from_text(match["argument"], value)
 
 
-def _split(text: str) -> list[str]:
-    """Split at commas outside double quotes; the quotes stay."""
+def split_edits(text: str) -> list[str]:
+    """The edits of a role one by one: split at commas outside double quotes; the quotes stay.
+
+    Raises:
+        InputError: a comma too many, or a quote that is not closed.
+    """
     parts = re.findall(r'(?:[^",]|"(?:[^"]|"")*")+', text)
     if ",".join(parts) != text:
         raise InputError(

@@ -127,7 +127,7 @@ def number(value: object, what: str) -> float:
     """`value` as a finite float, or an InputError that names `what`."""
     try:
         result = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"The {what} must be a number, got {value!r}.") from None
     if not math.isfinite(result):
         raise InputError(f"The {what} must be finite, got {value!r}.")

@@ -13,6 +13,7 @@ from w2sdiff.edits.fits import check_fits
 from w2sdiff.edits.given import given_of, predicted_channels
 from w2sdiff.edits.guidance import number
 from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.forms import text, truth, values
 from w2sdiff.jobs import weights_sha256
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ class LearnedGuidance(Edit):
 
     def __post_init__(self) -> None:
         """Check the scales; refuse a file that is not there before anything runs."""
+        truth(self.reference, "reference")
+        if self.sha256 is not None:
+            text(self.sha256, "The sha256 of a noise model")
         object.__setattr__(self, "scale", number(self.scale, "scale of the noise model"))
         if self.slow is not None:
             object.__setattr__(self, "slow", number(self.slow, "slow scale of the noise model"))
@@ -98,13 +102,17 @@ class LearnedGuidance(Edit):
         """`learned-guidance=FILE`."""
         if argument is not None:
             raise InputError(f"Write learned-guidance=FILE; ':{argument}' means nothing.")
+        if not value.strip():
+            raise InputError("Expected a noise model's file after learned-guidance=, got nothing.")
         return cls(value)
 
     @classmethod
     def from_json(cls, data: Any) -> LearnedGuidance:
         """Inverse of `to_json`: load from where the file was, if it still is the same."""
-        names = ("scale", "slow", "reference", "sha256")
-        return cls(data["path"], **{name: data[name] for name in names})
+        names = ("path", "scale", "slow", "reference", "sha256")
+        fields = {name: value for name, value in data.items() if name != "edit"}
+        path, scale, slow, reference, sha256 = values(fields, names, f"the edit {cls.kind!r}")
+        return cls(path, scale, slow, reference, sha256)
 
     def to_json(self) -> dict[str, Any]:
         """Where the file is, its hash, and the strength."""

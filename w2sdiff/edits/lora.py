@@ -11,6 +11,7 @@ from w2sdiff.edits.base import EDITS, Context, Edit
 from w2sdiff.edits.guidance import number
 from w2sdiff.edits.undo import Value, assigned
 from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.forms import text
 from w2sdiff.jobs import weights_sha256
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ class Lora(Edit):
     sha256: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the scale."""
+        """Check the values."""
+        text(self.name, "The name of a LoRA")
+        if self.sha256 is not None:
+            text(self.sha256, "The sha256 of a LoRA")
         object.__setattr__(self, "scale", number(self.scale, f"weight of LoRA {self.name!r}"))
 
     @classmethod

@@ -49,6 +49,15 @@ class Prompt(Edit):
 
     def __post_init__(self) -> None:
         """Check that there is exactly one source of words."""
+        for name in ("text", "negative"):
+            words = getattr(self, name)
+            if words is not None and not isinstance(words, str):
+                raise InputError(f"The {name} of a Prompt is a text, or None; got {words!r}.")
+        if self.embeddings is not None and not isinstance(self.embeddings, Mapping):
+            raise InputError(
+                'The embeddings of a Prompt are arguments of the pipeline, {"prompt_embeds": ...}; '
+                f"got {self.embeddings!r}."
+            )
         if self.embeddings is not None and self.text is not None:
             raise InputError("Prompt takes a text or embeddings, not both.")
         if self.text is None and self.embeddings is None and self.negative is None:
@@ -68,6 +77,13 @@ class Prompt(Edit):
                 f"Write prompt=TEXT or prompt:negative=TEXT; 'prompt:{argument}' means nothing."
             )
         return cls(value)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Edit:
+        """Inverse of `to_json`: text forms only."""
+        if data.get("embeddings") is not None:
+            raise InputError("The embeddings of a Prompt have no JSON form; give the text instead.")
+        return super().from_json(data)
 
     def to_json(self) -> dict[str, Any]:
         """Text forms only."""

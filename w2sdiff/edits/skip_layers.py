@@ -12,7 +12,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from w2sdiff.edits.base import EDITS, Context, Edit
-from w2sdiff.edits.swap import Answer, swap
+from w2sdiff.edits.swap import Answer, swapping
+from w2sdiff.edits.undo import Undo, undone_by
 from w2sdiff.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class SkipLayers(Edit):
     def __post_init__(self) -> None:
         """Bring the layers to one form."""
         given = self.layers
-        layers = (given,) if isinstance(given, int | str) else tuple(given)
+        single = isinstance(given, str) or not isinstance(given, Iterable)
+        layers = (given,) if single else tuple(given)
         if not layers:
             raise InputError("SkipLayers needs at least one layer, got none.")
         for layer in layers:
@@ -78,6 +80,8 @@ class SkipLayers(Edit):
         layers: list[int | str] = []
         for part in re.split(r"[+,]", value):
             numbers = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+            if numbers is None and re.fullmatch(r"\s*(\d*-|-\d+)\s*", part):
+                raise InputError(f"A range of layers has two ends, such as 7-9; got {part!r}.")
             if numbers is None:
                 layers.append(part.strip())
             else:
@@ -92,13 +96,12 @@ class SkipLayers(Edit):
         denoisers = [context.pipe.__dict__[name] for name in context.denoisers]
         key = ("skip-layers", self, *map(id, denoisers))
         blocks = context.remember(key, lambda: self._blocks(denoisers))
-        undo = [swap([block], _passing(_forward(block))) for block in blocks]
 
-        def leave() -> None:
-            for one in reversed(undo):
-                one()
+        def change(undo: Undo) -> None:
+            for block in blocks:
+                swapping([block], _passing(_forward(block)))(undo)
 
-        return leave
+        return undone_by(change)
 
     def _blocks(self, denoisers: list[nn.Module]) -> list[nn.Module]:
         found = [

@@ -36,6 +36,13 @@ def swap(
             pipeline calls itself; those inside of its denoiser are not called by two threads at
             once, and may be compiled.
     """
+    return undone_by(swapping(modules, answer, in_this_thread=in_this_thread))
+
+
+def swapping(
+    modules: Iterable[nn.Module], answer: Answer, *, in_this_thread: bool = False
+) -> Callable[[Undo], None]:
+    """The change that `swap` makes, for whoever makes several that are undone together."""
     found = list({id(module): module for module in modules}.values())
     called: list[type] = [type(module) for module in found]
     make = _answering_here if in_this_thread else _answering
@@ -48,7 +55,7 @@ def swap(
                 module.__dict__[THREAD] = get_ident()
             _set_class(module, make(cls, answer))
 
-    return undone_by(change)
+    return change
 
 
 def _set_class(module: nn.Module, cls: type) -> None:

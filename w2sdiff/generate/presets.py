@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from w2sdiff.errors import InputError
+from w2sdiff.forms import check_known
 from w2sdiff.generate.choose import read_options
 from w2sdiff.generate.pipeline import scheduler_for
 from w2sdiff.methods import METHODS, Method
@@ -66,7 +67,8 @@ class Preset:
                 as "A:B"; `inversion="reference"` for what the authors' code computes.
 
         Raises:
-            InputError: something has to be given first; says what.
+            InputError: an option that the method does not have, or something that has to be given
+                first; says what.
 
         Example:
             >>> from w2sdiff import preset
@@ -77,6 +79,7 @@ class Preset:
             {'num_inference_steps': 50, 'guidance_scale': 5.5}
         """
         cls = METHODS[self.method]
+        check_known(f"option of {self.method}", options, cls)
         options = read_options(self.filled(options))
         for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
             required = entry.default is entry.default_factory is dataclasses.MISSING

@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from w2sdiff.edits.base import Edit, Edits
 from w2sdiff.errors import InputError
+from w2sdiff.forms import check_fields, is_whole, mapping, truth
 from w2sdiff.registry import Registry
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Window:
 
     def __post_init__(self) -> None:
         """Check the fractions."""
+        truth(self.last, "last")
         for name in ("start", "stop"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= 1:
@@ -124,9 +126,10 @@ class Window:
                 "A window is given by fractions, by steps or by a function, not by two of them."
             )
         if self.steps is not None:
-            object.__setattr__(self, "steps", tuple(self.steps))
-            if any(not isinstance(step, int) or step < 0 for step in self.steps):
-                raise InputError(f"window steps are numbers counted from 0, got {self.steps}.")
+            steps = tuple(self.steps) if isinstance(self.steps, Iterable) else (self.steps,)
+            if not all(is_whole(step) and step >= 0 for step in steps):
+                raise InputError(f"window steps are numbers counted from 0, got {self.steps!r}.")
+            object.__setattr__(self, "steps", steps)
 
     def contains(self, step: int, num_steps: int) -> bool:
         """Whether step number `step` of `num_steps` is in the window."""
@@ -154,9 +157,16 @@ class Window:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Window:
-        """Inverse of `to_json`."""
-        steps = data.get("steps")
-        return cls(**{**data, "steps": None if steps is None else tuple(steps)})
+        """Inverse of `to_json`.
+
+        Raises:
+            InputError: no names and values, an unknown name, or what is no window.
+        """
+        fields = mapping(data, "A window")
+        check_fields("a window", fields, cls)
+        if fields.get("when") is not None:
+            raise InputError("A window given by a function has no JSON form; list its steps.")
+        return cls(**fields)
 
 
 class Method:
@@ -256,6 +266,10 @@ class Method:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def _normalise_roles(self) -> None:
+        """Bring the roles to one form, and refuse a window that is none."""
+        window = self.__dict__.get("window", Method.window)  # some make theirs: it is no field
+        if not isinstance(window, Window):
+            raise InputError(f"A window is a Window such as Window(stop=0.5); got {window!r}.")
         for role in ROLES:
             if hasattr(self, role):
                 object.__setattr__(self, role, Edits.of(getattr(self, role)))
@@ -265,21 +279,23 @@ def from_json(data: Mapping[str, Any]) -> Method:
     """Build a method from `Method.to_json`'s data.
 
     Raises:
-        InputError: unknown method or field.
+        InputError: unknown method or field, or a value that it does not take.
 
     Example:
         >>> from w2sdiff import ZigZag
         >>> from_json(ZigZag().to_json()) == ZigZag()
         True
     """
-    cls = METHODS[str(data.get("method"))]
+    data = mapping(data, "A method")
+    cls = METHODS[str(data.pop("method", None))]
+    check_fields(f"the method {cls.kind!r}", data, cls)
     fields: dict[str, Any] = {}
     for name, value in data.items():
         if name in ROLES and value is not None:
             fields[name] = Edits.from_json(value)
         elif name == "window":
             fields[name] = Window.from_json(value)
-        elif name != "method":
+        else:
             fields[name] = value
     try:
         return cls.of_fields(fields)

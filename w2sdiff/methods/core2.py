@@ -11,6 +11,7 @@ from w2sdiff.edits.base import Edit, Edits
 from w2sdiff.edits.guidance import number
 from w2sdiff.edits.learned_guidance import LearnedGuidance
 from w2sdiff.errors import InputError
+from w2sdiff.forms import truth, values
 from w2sdiff.methods.base import METHODS, Eval, Method, Step, Steps, Window, role_evaluations
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Core2(Method):
         """Check the numbers."""
         self._normalise_roles()
         object.__setattr__(self, "noise_model", as_path(self.noise_model))
+        truth(self.reference, "reference")
         for name in ("scale", "fast_scale", "slow_until"):
             object.__setattr__(self, name, number(getattr(self, name), f"Core2 {name}"))
         if not 0 <= self.slow_until <= 1:
@@ -147,7 +149,8 @@ def unchanged(named: str | Path | NoiseModel | Mapping[str, Any]) -> str | Path 
     """The file of a noise model's JSON form, if it has the hash that it had."""
     if not isinstance(named, Mapping):
         return named
-    edit = LearnedGuidance(named["path"])
-    if edit.to_json()["sha256"] != named["sha256"]:
-        raise InputError(f"The noise model {named['path']} is not the one it was then.")
+    path, sha256 = values(named, ("path", "sha256"), "The form of a noise model")
+    edit = LearnedGuidance(path)
+    if edit.to_json()["sha256"] != sha256:
+        raise InputError(f"The noise model {path} is not the one it was then.")
     return edit.noise_model

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from w2sdiff.edits.base import BOTH, COND, Context, Edit, Edits, Halves
 from w2sdiff.errors import InputError, UnsupportedError
+from w2sdiff.forms import is_whole
 from w2sdiff.methods.base import METHODS, Eval, Method, Step, Steps, Window, role_evaluations
 from w2sdiff.methods.core2 import no_guidance
 
@@ -44,7 +45,7 @@ class StaleGuidance(Method):
     def __post_init__(self) -> None:
         """Check the number."""
         self._normalise_roles()
-        if not isinstance(self.every, int) or self.every < 1:
+        if not is_whole(self.every) or self.every < 1:
             raise InputError(f"every is a number of steps, at least 1; got {self.every!r}.")
         no_guidance(self.base, "StaleGuidance")
 

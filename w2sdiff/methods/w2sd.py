@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from w2sdiff.edits.base import Edit, Edits
 from w2sdiff.errors import InputError
+from w2sdiff.forms import is_whole
 from w2sdiff.methods.base import METHODS, Eval, Method, Step, Steps, Window, role_evaluations
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class W2SD(Method):
     def __post_init__(self) -> None:
         """Check the options."""
         self._normalise_roles()
-        if not isinstance(self.times, int) or self.times < 1:
+        if not is_whole(self.times) or self.times < 1:
             raise InputError(
                 f"times is the number of reflections per step, at least 1; got {self.times!r}."
             )

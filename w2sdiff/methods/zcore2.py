@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from w2sdiff.edits.base import Edit, Edits
 from w2sdiff.edits.guidance import Guidance, number
 from w2sdiff.edits.learned_guidance import LearnedGuidance
+from w2sdiff.forms import truth
 from w2sdiff.methods.base import METHODS, Method, Step, Steps, Window
 from w2sdiff.methods.core2 import as_path, model_json, no_guidance, unchanged
 from w2sdiff.methods.w2sd import W2SD, Inversion
@@ -68,6 +69,7 @@ class ZCore2(Method):
         """Check the numbers; the roles are those of a `W2SD`."""
         self._normalise_roles()
         object.__setattr__(self, "noise_model", as_path(self.noise_model))
+        truth(self.reference, "reference")
         object.__setattr__(self, "scale", number(self.scale, "ZCore2 scale"))
         base = no_guidance(self.base, "ZCore2")
         inverse = LearnedGuidance(self.noise_model, scale=self.scale, reference=self.reference)

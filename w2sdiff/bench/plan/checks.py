@@ -62,8 +62,8 @@ def size(value: Any, where: str) -> tuple[int, int]:
     """Pixels: 512, "768x512" or [768, 512]."""
     parts = value
     if isinstance(value, str):
-        width, _, height = value.lower().partition("x")
-        parts = [width, height or width]
+        width, x, height = value.lower().partition("x")
+        parts = [width, height if x else width]
     elif isinstance(value, int) and not isinstance(value, bool):
         parts = [value, value]
     try:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from w2sdiff.errors import InputError
 from w2sdiff.shapes.train.muon import Muon
 
 __all__ = ["Schedule", "Stopwatch", "append_jsonl", "generator_for", "swapped_weights", "train"]
@@ -104,6 +105,7 @@ def train(
         The averaged weights.
 
     Raises:
+        InputError: the state in the folder is damaged.
         KeyboardInterrupt: passed on after the state was saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def train(
     step, watchstop = 0, Stopwatch()
     state_file = folder / "state.pt"
     if state_file.is_file():
-        state = torch.load(state_file, map_location=device, weights_only=True)
+        state = _state(state_file, device)
         module.load_state_dict(state["module"], strict=False)
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
@@ -218,6 +220,16 @@ def append_jsonl(path: Path, line: dict[str, Any]) -> None:
     """Append one JSON object to a file of lines."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _state(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return state
+    except Exception as error:  # damaged bytes raise whatever the place they are in leads to
+        raise InputError(
+            f"{path} is damaged; take another folder: {type(error).__name__}"
+        ) from error
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
