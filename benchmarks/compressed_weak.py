@@ -367,7 +367,7 @@ def beside(result: dict, old: dict) -> dict:
             ("directions", ("strong_error", "error")),
             ("arms", ("evaluations", "score", "colours_right")),
         ):
-            order = dict.fromkeys([*new[part], *known[part]])
+            order = dict.fromkeys([*known[part], *new[part]])
             new[part] = added(new[part], known[part], order, figures)
     return sizes
 
