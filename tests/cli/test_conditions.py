@@ -126,8 +126,9 @@ def test_a_control_image_is_part_of_the_picture_and_its_place_is_not(tmp_path, i
     assert "another file for control_image" in capsys.readouterr().err
 
 
-def test_every_picture_of_a_batch_is_controlled(tmp_path, image):
+def test_every_picture_of_a_batch_is_conditioned(tmp_path, image):
     words = ("--method", "plain", "--control-image", image, "--count", "2")
+    words += ("--ip-adapter", ip_adapter_file(), "--ip-adapter-image", image)
     model = model_folder("sd-controlnet")
     draw(tmp_path / "one", *words, model=model)
     draw(tmp_path / "two", *words, "--batch", "2", model=model)
