@@ -102,9 +102,8 @@ def test_a_dry_run_names_all_that_is_missing_once(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "    17 evaluations a picture  pair" in lines
     assert "     ? evaluations a picture  by the model" in lines
-    assert any(
-        line.startswith("missing: checkpoint nobody/elsewhere (for weak, p") for line in lines
-    )
+    wanted = "missing: checkpoint nobody/elsewhere (for weak, pair): "
+    assert len([line for line in lines if line.startswith(wanted)]) == 1
 
 
 def test_a_dry_run_without_the_weights_of_a_scorer_forecasts_all_else(tmp_path, capsys):

@@ -276,7 +276,7 @@ class Edits:
         Raises:
             InputError: no list of edits, an unknown one, or one that lacks a value.
         """
-        items = [mapping(item, "An edit") for item in listed(data, "The edits of a role")]
+        items = [mapping(item, "An edit") for item in listed(data, "A role")]
         return cls(tuple(EDITS[str(item.get("edit"))].from_json(item) for item in items))
 
     def __or__(self, other: Edit | Edits) -> Edits:

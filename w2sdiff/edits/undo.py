@@ -29,13 +29,15 @@ class Undo:
         {'scale': 1.0}
     """
 
-    def __init__(self) -> None:
-        self._steps: list[Callable[[], None]] = []
+    add: Callable[[Callable[[], None] | None], None]
+    """Note what undoes the change that is about to be made, or was made by the call that returned
+    it; None: nothing has to."""
 
-    def add(self, step: Callable[[], None] | None) -> None:
-        """Note what undoes the change that is about to be made; None: nothing has to."""
-        if step is not None:
-            self._steps.append(step)
+    def __init__(self) -> None:
+        self._steps: list[Callable[[], None] | None] = []
+        # The list's own method: between a call that returns what undoes it and the note of that,
+        # a function of ours would be one more place for an interrupt.
+        self.add = self._steps.append
 
     def assign(self, values: Iterable[Value]) -> None:
         """Put values into dictionaries; undone, they hold what they held."""
@@ -58,7 +60,8 @@ class Undo:
         while self._steps:
             step = self._steps[-1]
             try:
-                step()
+                if step is not None:
+                    step()
                 self._steps.pop()
             except BaseException as failure:
                 failures.append(failure)
