@@ -344,17 +344,13 @@ def shapes_highres(result: dict) -> str:
     )
 
 
-def _memory(mb: float | None) -> str:
-    return "" if mb is None else f", {mb:.1f} MB"
-
-
 def _timing(timing: dict) -> str:
     names = next(iter(timing.values()))
     rows = [
         [
             name,
             *(
-                f"{own['ms']:.1f} ({own['over_none']:.2f})" + _memory(own.get("peak_mb"))
+                f"{own['ms']:.1f} ({own['over_none']:.2f}), {own['peak_mb']:.1f} MB"
                 for own in (found[name] for found in timing.values())
             ),
         ]
