@@ -27,13 +27,19 @@ def processors_kept(pipe: Any, denoisers: Sequence[str]) -> Iterator[None]:
     if not hasattr(pipe, "pag_attn_processors"):
         yield
         return
-    networks = [pipe.__dict__[name] for name in denoisers]
-    before = [network.attn_processors for network in networks]
+    # Not by `set_attn_processor`, which sets every layer's and takes milliseconds.
+    before = [
+        (layer, layer.processor)
+        for name in denoisers
+        for layer in pipe.__dict__[name].modules()
+        if hasattr(type(layer), "set_processor")
+    ]
     try:
         yield
     finally:
-        for network, processors in zip(networks, before, strict=True):
-            network.set_attn_processor(processors)
+        for layer, processor in before:
+            if layer.processor is not processor:
+                layer.set_processor(processor)
 
 
 @contextmanager
