@@ -192,11 +192,15 @@ def test_image_to_video_at_scale_zero():
 
 def test_truncated_steps_are_unguided():
     pipe = VARIANTS["z-image"].build()
-    changes = {"cfg_truncation": 0.2}  # the steps are at times 0, 0.1, 0.25 and 0.5
+    changes = {"cfg_truncation": 0.2}
     stock = VARIANTS["z-image"].latents(pipe, **changes)
+    # diffusers 0.42: the steps are at times 0, 0.1, 0.25 and 0.5; 0.38 has another schedule.
+    steps = len(pipe.scheduler.timesteps)
+    guided = int(((1000 - pipe.scheduler.timesteps) / 1000 <= 0.2).sum())
+    assert 0 < guided < steps
     found, stats = driven("z-image", pipe, Plain(), **changes)
     assert torch.equal(found, stock)
-    assert stats.evaluations == 2 * 2 + 2 * 1
+    assert stats.evaluations == 2 * guided + (steps - guided)
     assert not torch.equal(stock, VARIANTS["z-image"].latents(pipe))
     # A guidance edit there has nothing to change, unless it asks for what is there.
     driven("z-image", pipe, W2SD(weak=Guidance(1.0)), **changes)
