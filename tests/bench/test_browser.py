@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -89,6 +90,18 @@ def to_grid(page):
     page.wait_for_selector("#grid .row img")
 
 
+def wait_until(page, condition):
+    """Wait for an expression to be true.
+
+    Not by `page.wait_for_function`: what it asks a second time the page has to `eval`, which its
+    Content Security Policy forbids.
+    """
+    deadline = time.monotonic() + 30
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(20)
+
+
 def rows_of(page):
     return [
         int(row)
@@ -164,9 +177,7 @@ def test_pictures_are_found_by_words_category_and_oddity(window, run):
 
 def stage(page):
     """The two pictures over one another, as they look: RGB [h, w, 3]."""
-    page.wait_for_function(
-        "['over', 'under'].every(id => document.getElementById(id).naturalWidth > 0)"
-    )
+    wait_until(page, "['over', 'under'].every(id => document.getElementById(id).naturalWidth > 0)")
     shot = Image.open(io.BytesIO(page.locator("#stage").screenshot())).convert("RGB")
     return np.asarray(shot).astype(int)
 
@@ -240,7 +251,7 @@ def test_large_pictures_are_loaded_whole_when_they_are_compared(window, tmp_path
     page = window.open(tmp_path / "index.html")
     to_grid(page)
     page.locator("#grid button").first.click()
-    page.wait_for_function("over.naturalWidth === 300 && under.naturalWidth === 300")
+    wait_until(page, "over.naturalWidth === 300 && under.naturalWidth === 300")
     page.keyboard.press("Escape")
     assert page.evaluate("document.querySelector('#grid img').naturalWidth") == 256
 
@@ -284,18 +295,17 @@ def test_votes_are_cast_by_keys_saved_to_a_file_and_counted(window, tmp_path):
 
     def shown():
         """The pictures are there: before, the page takes no vote."""
-        page.wait_for_function(
+        wait_until(
+            page,
             "document.getElementById('left').naturalWidth > 0 && "
-            "['', 'visible'].includes(document.getElementById('left').style.visibility)"
+            "['', 'visible'].includes(document.getElementById('left').style.visibility)",
         )
 
     def press(key, place):
         page.keyboard.press(key)
-        page.wait_for_function(
-            "place => document.getElementById('place').textContent === place", arg=place
-        )
-        page.wait_for_function(
-            "['', 'visible'].includes(document.getElementById('left').style.visibility)"
+        wait_until(page, f"document.getElementById('place').textContent === {json.dumps(place)}")
+        wait_until(
+            page, "['', 'visible'].includes(document.getElementById('left').style.visibility)"
         )
 
     shown()
@@ -307,7 +317,7 @@ def test_votes_are_cast_by_keys_saved_to_a_file_and_counted(window, tmp_path):
     assert page.inner_text("#place") == "3 of 4"
     shown()
     page.get_by_role("button", name="2 Right").click()
-    page.wait_for_function("document.getElementById('place').textContent === '4 of 4'")
+    wait_until(page, "document.getElementById('place').textContent === '4 of 4'")
     press("1", "4 of 4 done")
     press("2", "4 of 4 done")  # nothing is left to vote on
     with page.expect_download() as download:
@@ -339,8 +349,8 @@ def test_the_left_picture_of_the_vote_is_the_one_the_key_says(window, tmp_path):
     [poll] = json.loads((tmp_path / "vote-key.json").read_text())["polls"].values()
     page = window.open(tmp_path / "vote.html")
     for n, pair in enumerate(poll["pairs"]):
-        page.wait_for_function(f"place.textContent.startsWith('{n + 1} of')")
-        page.wait_for_function("document.getElementById('left').style.visibility === ''")
+        wait_until(page, f"place.textContent.startsWith('{n + 1} of')")
+        wait_until(page, "document.getElementById('left').style.visibility === ''")
         seen = page.evaluate(
             """() => ["left", "right"].map(id => {
               const canvas = document.createElement("canvas"), image = document.getElementById(id);
@@ -377,7 +387,7 @@ def test_a_thousand_prompts_of_six_arms_open_within_three_seconds(chromium, tmp_
     session = window.context.new_cdp_session(window.page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page = window.open(tmp_path / "index.html")
-    page.wait_for_function("document.documentElement.dataset.ready === '1'")
+    wait_until(page, "document.documentElement.dataset.ready === '1'")
     metrics = {
         one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]
     }
