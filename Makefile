@@ -11,10 +11,8 @@ OLDEST := "diffusers==0.38.*" "transformers==4.57.*" "peft==0.17.*" "accelerate=
 # One process per core, each with one thread; a file's tests stay together and share what they build.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 ARGS   ?=
-# What the oldest releases decide most: `make test-all` runs this much of them, `make test-oldest` more.
-ENGINE := tests/drivers/test_identity.py tests/drivers/test_replay.py tests/test_levels.py tests/test_pipelines.py \
-          tests/attention/test_hosts.py tests/attention/test_patch.py tests/drivers/test_schedulers.py tests/users
-OLDER  ?= $(ENGINE) tests/drivers tests/families tests/edits tests/attention
+# What the oldest releases are tried with: the engine, and the contracts of families and edits.
+OLDER  := tests/drivers tests/families tests/edits tests/users tests/attention tests/test_levels.py tests/test_pipelines.py
 
 MAKEFLAGS += --no-print-directory
 
@@ -25,7 +23,7 @@ help:
 	@echo "make demo      draw three prompts of the embedded world: weak, strong, W2SD, side by side"
 	@echo "make test      the tests: CPU, no network, a few minutes (ARGS='-k levels' to choose)"
 	@echo "make test-all  also the slow tests, the notebooks and the oldest supported diffusers"
-	@echo "make test-oldest  the tests of the engine with the oldest supported diffusers, laid over the installed"
+	@echo "make test-oldest  the engine, families and edits with the oldest supported diffusers, laid over the installed"
 	@echo "make check     lint, format, types        make fix    lint and format, repaired"
 
 $(READY): setup.cfg pyproject.toml
@@ -48,7 +46,7 @@ test-slow: $(READY)
 
 # In this order, so that the last line is that of the default tests, which `make test` alone would print.
 test-all:
-	$(MAKE) test-oldest OLDER="$(ENGINE)"
+	$(MAKE) test-oldest
 	$(MAKE) test-slow
 	$(MAKE) test
 

@@ -274,20 +274,10 @@ def _compression(text: str | None, network: Path) -> tuple[KVCompression | None,
         return None, None
     from w2sdiff.attention.adapter import adapter_file
     from w2sdiff.edits import CompressedKV
-    from w2sdiff.edits.compressed_kv import MODEL
+    from w2sdiff.generate.choose import split_kv
 
-    words, at, place = (f"@{MODEL}" if text == MODEL else text).partition("@")
-    if at and not place:
-        raise InputError(f"expected an adapter's file after the @, got {text!r}")
-    if place == MODEL:
-        own = adapter_file(network)
-        if not own.is_file():
-            raise InputError(
-                f"no adapter of compressed keys and values comes with the network: {own} is not "
-                "there; give a file, R@FILE, or leave the adapter out to begin with a new one"
-            )
-        place = str(own)
-    ratio, *others = words.split(":")
+    own = adapter_file(network)
+    ratio, others, place = split_kv(text, own if own.is_file() else None, str(network))
     edit = CompressedKV.of_words(ratio, others, place, compressor="conv", layers="deep")
     return edit.compression, Path(place) if place else None
 

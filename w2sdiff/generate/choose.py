@@ -17,6 +17,7 @@ from w2sdiff.edits import (
     Lora,
     parse_edits,
 )
+from w2sdiff.edits.compressed_kv import MODEL
 from w2sdiff.errors import InputError
 from w2sdiff.generate.models import Model
 from w2sdiff.generate.settings import LoraFile, Settings
@@ -28,6 +29,7 @@ __all__ = [
     "parse_kv",
     "parse_window",
     "read_options",
+    "split_kv",
     "with_loras",
 ]
 
@@ -144,19 +146,32 @@ def parse_kv(text: str, model: Model) -> CompressedKV:
         >>> parse_kv("2x1:uniform:deep", find_model("shapes-dit")).compression
         KVCompression(kind='uniform', ratio=(2, 1), layers='deep', per_layer=())
     """
-    text = "@model" if text == "model" else text
-    words, at, place = text.partition("@")
+    return CompressedKV.of_words(*split_kv(text, model.adapter, model.name))
+
+
+def split_kv(text: str, own: Path | None, name: str) -> tuple[str, list[str], str]:
+    """The ratio, the other words and the adapter's place in what compresses a network.
+
+    Args:
+        text: as for `parse_kv`.
+        own: the adapter in the network's folder, if there is one.
+        name: what to call the network.
+
+    Raises:
+        InputError: nothing stands behind the @, or "model" and there is no such adapter.
+    """
+    words, at, place = (f"@{MODEL}" if text == MODEL else text).partition("@")
     if at and not place:
         raise InputError(f"expected an adapter's file after the @, got {text!r}")
-    if place == "model":
-        if model.adapter is None:
+    if place == MODEL:
+        if own is None:
             raise InputError(
-                f"{model.name} comes with no adapter of compressed keys and values (there is no "
+                f"{name} comes with no adapter of compressed keys and values (there is no "
                 "kv_adapter.safetensors in its transformer's folder); give a file: R@FILE"
             )
-        place = str(model.adapter)
+        place = str(own)
     ratio, *others = words.split(":")
-    return CompressedKV.of_words(ratio, others, place)
+    return ratio, others, place
 
 
 def find_loras(method: Method, given: tuple[LoraFile, ...], model: Model) -> tuple[LoraFile, ...]:
